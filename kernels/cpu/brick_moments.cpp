@@ -4,21 +4,6 @@
 #include "cpu/brick_pairs.h"
 
 namespace crf {
-float* PairSum::moment_channels(BrickMemory& memory, int first) const {
-    constexpr int kChannels = 2 * kMomentChannels + kMomentModalities;
-    return memory.other_channels(num_modalities() + kChannels) +
-           (num_modalities() + first) * layout().channel_length;
-}
-float* PairSum::moment_u(BrickMemory& memory, int channel) const {
-    return moment_channels(memory, channel);
-}
-float* PairSum::moment_v(BrickMemory& memory, int channel) const {
-    return moment_channels(memory, kMomentChannels + channel);
-}
-float* PairSum::moment_pull(BrickMemory& memory, int modality) const {
-    return moment_channels(memory, 2 * kMomentChannels + modality);
-}
-
 void PairSum::add_moments(int num_channels, bool pulls, const BrickRegion& region,
                           BrickMemory& memory, double* squared) const {
     load_image(1, region, memory);

@@ -1,9 +1,6 @@
 #include "cpu/brick_pairs.h"
 
 #include <map>
-#include <numeric>
-
-#include "cpu/window.h"
 
 namespace crf {
 namespace {
@@ -24,9 +21,9 @@ int num_plane_axes(const PairKernel& kernel) { return static_cast<int>(kernel.sh
 BrickLayout layout_of(const PairKernel& kernel) {
     const PlaneSequence planes(kernel);
     const int axis = num_plane_axes(kernel);
-    const BrickExtents grid = {planes.num_planes, kernel.shape[axis], kernel.shape[axis + 1]};
-    const BrickExtents after = {planes.reach, window_radius(kernel.sigma[axis], grid[1]),
-                                window_radius(kernel.sigma[axis + 1], grid[2])};
+    const Extents grid = {planes.num_planes, kernel.shape[axis], kernel.shape[axis + 1]};
+    const Extents after = {planes.reach, window_radius(kernel.sigma[axis], grid[1]),
+                           window_radius(kernel.sigma[axis + 1], grid[2])};
     return BrickLayout(grid, {0, after[1], after[2]}, after);
 }
 }  // namespace
@@ -75,14 +72,22 @@ void PairSum::list_offsets() {
     typedef std::pair<int64_t, int64_t> Place;  // in memory: rows away, and voxels along the row
     std::map<Place, Planned> window;
     const int axis = num_plane_axes(kernel_);
-    for (const WindowOffset& offset : list_window(kernel_.sigma, kernel_.shape)) {
+    std::vector<int64_t> radius, distance(axis + 2);
+    std::vector<double> squared(axis + 2);
+    for (int a = 0; a < axis + 2; ++a)
+        radius.push_back(window_radius(kernel_.sigma[a], kernel_.shape[a]));
+    while (next_place(radius, distance)) {
+        for (int a = 0; a < axis + 2; ++a) {
+            const double scaled = static_cast<double>(distance[a]) / kernel_.sigma[a];
+            squared[a] = scaled * scaled;
+        }
+        const double total = std::accumulate(squared.begin(), squared.end(), 0.0);
+        if (total > kLargestSquare) continue;
         int64_t planes = 0;
-        for (int a = 0; a < axis; ++a) planes += offset.distance[a] * planes_.distance[a];
-        const double* const squared = offset.squared;
-        const double total = std::accumulate(squared, squared + axis + 2, 0.0);
+        for (int a = 0; a < axis; ++a) planes += distance[a] * planes_.distance[a];
         for (int first = 0; first < kPairRows; ++first) {
-            const int64_t row = planes * layout().plane_rows + offset.distance[axis] + first;
-            Planned& planned = window[{row, offset.distance[axis + 1]}];
+            const int64_t row = planes * layout().plane_rows + distance[axis] + first;
+            Planned& planned = window[{row, distance[axis + 1]}];
             planned.offset.exponent[first] = static_cast<float>(-0.5 * kLog2e * total);
             for (int a = 0; a < kMomentAxes; ++a)
                 planned.distances.squared[first][a] =
@@ -132,20 +137,14 @@ void PairSum::load_row(int modality, int64_t image_row, const BrickRegion& regio
                        float* to) const {
     const int64_t step = kernel_.stride.back(), length = region.last[2] - region.first[2];
     const float* const from = kernel_.intensity[modality] + image_row + region.first[2] * step;
-    const auto store_scaled = [&](int64_t i, const vfloat& intensity) {
+    for (int64_t i = 0; i < length; i += kLanes) {
+        float some[kLanes]{};
+        for (int64_t k = 0; step != 1 && k < std::min<int64_t>(kLanes, length - i); ++k)
+            some[k] = from[(i + k) * step];
+        const vfloat intensity = step == 1 ? load_some(from + i, length - i) : load(some);
         const vfloat scaled = (intensity - splat_lanes(kernel_.zero[modality])) * scale_[modality];
         const vfloat above = vmax(scaled, splat_lanes(-kMostBandwidths));
         store_some(to + i, vmin(above, splat_lanes(kMostBandwidths)), length - i);
-    };
-    for (int64_t i = 0; i < length; i += kLanes) {
-        if (step == 1) {
-            store_scaled(i, load_some(from + i, length - i));
-        } else {
-            float some[kLanes]{};
-            for (int64_t k = 0; k < std::min<int64_t>(kLanes, length - i); ++k)
-                some[k] = from[(i + k) * step];
-            store_scaled(i, load(some));
-        }
     }
 }
 

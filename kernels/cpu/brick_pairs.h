@@ -6,6 +6,29 @@
 #include "cpu/bricks.h"
 
 namespace crf {
+// Squared distance in standard deviations up to which a voxel belongs to the window, an ellipsoid
+// around each voxel: those on its surface, too, however their distance was rounded.
+constexpr double kLargestSquare =
+    kTruncationRadius * kTruncationRadius * (1 + numerics::RADIUS_MARGIN);
+
+// Voxels of the window on either side along an axis. sigma: standard deviation in voxels; extent:
+// of the grid.
+inline int64_t window_radius(double sigma, int64_t extent) {
+    // Compared as floating point, because a huge bandwidth overflows any integer.
+    const double radius = kTruncationRadius * (1 + numerics::RADIUS_MARGIN) * sigma;
+    return static_cast<int64_t>(std::min(radius, static_cast<double>(extent - 1)));
+}
+
+// The next place of a box from -radius to radius along some axes, the last of them fastest; false
+// after the last one. Those after the center are one of each pair of opposite places.
+inline bool next_place(const std::vector<int64_t>& radius, std::vector<int64_t>& place) {
+    for (size_t a = radius.size(); a-- > 0;) {
+        if (++place[a] <= radius[a]) return true;
+        place[a] = -radius[a];
+    }
+    return false;
+}
+
 // The kernel and the image, on a grid of at least three axes; the first ones may have one voxel.
 struct PairKernel {
     std::vector<int64_t> shape, stride;   // of the grid, and of its voxels in the image
@@ -44,9 +67,17 @@ class PairSum final : public BrickSum {
     // The channels of two arrays u and v, and the pull on each modality, which is added to
     // (filter_moments.h): zero between sums. A unit with voxels sends in the memory's first
     // channel.
-    float* moment_u(BrickMemory& memory, int channel) const;
-    float* moment_v(BrickMemory& memory, int channel) const;
-    float* moment_pull(BrickMemory& memory, int modality) const;
+    float* moment_u(BrickMemory& memory, int channel) const {
+        constexpr int kChannels = 2 * kMomentChannels + kMomentModalities;
+        return memory.other_channels(num_modalities() + kChannels) +
+               (num_modalities() + channel) * layout().channel_length;
+    }
+    float* moment_v(BrickMemory& memory, int channel) const {
+        return moment_u(memory, kMomentChannels + channel);
+    }
+    float* moment_pull(BrickMemory& memory, int modality) const {
+        return moment_v(memory, kMomentChannels + modality);
+    }
 
     // Adds the moments of the pairs from the voxels of a brick: squared[f] of each modality, in
     // exponents of 2, and of kMomentAxes axes; and `pulls`: the pulls, in the scale of the image.
@@ -83,7 +114,6 @@ class PairSum final : public BrickSum {
     template <int C, int M>
     void add_pairs(int64_t first_voxel, int64_t num_voxels, const Channels& channels,
                    BrickMemory& memory) const;
-    float* moment_channels(BrickMemory& memory, int first) const;
     template <int C, int M, bool kPulls>
     void add_moments_of(int64_t voxel, int any_channels, BrickMemory& memory,
                         double* squared) const;

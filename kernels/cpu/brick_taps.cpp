@@ -5,15 +5,15 @@
 
 namespace crf {
 namespace {
-BrickExtents reach_of(const std::vector<SpatialTaps>& taps) {
-    BrickExtents reach;
+Extents reach_of(const std::vector<SpatialTaps>& taps) {
+    Extents reach;
     for (int a = 0; a < 3; ++a) reach[a] = static_cast<int64_t>(taps[a].weight.size()) - 1;
     return reach;
 }
 
 class SeparableSum final : public BrickSum {
    public:
-    SeparableSum(const BrickExtents& grid, const std::vector<SpatialTaps>& taps, ThreadPool& pool)
+    SeparableSum(const Extents& grid, const std::vector<SpatialTaps>& taps, ThreadPool& pool)
         : BrickSum(BrickLayout(grid, reach_of(taps), reach_of(taps)), pool) {
         for (int a = 0; a < 3; ++a) weight_[a].assign(taps[a].weight.begin(), taps[a].weight.end());
     }
@@ -88,8 +88,8 @@ class SeparableSum final : public BrickSum {
 };
 }  // namespace
 
-std::unique_ptr<BrickSum> make_separable_sum(const BrickExtents& grid,
-                                             const std::vector<double>& sigma, ThreadPool& pool) {
+std::unique_ptr<BrickSum> make_separable_sum(const Extents& grid, const std::vector<double>& sigma,
+                                             ThreadPool& pool) {
     return std::make_unique<SeparableSum>(grid, spatial_taps(sigma, {grid[0], grid[1], grid[2]}),
                                           pool);
 }

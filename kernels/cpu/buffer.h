@@ -11,12 +11,6 @@
 namespace crf {
 inline constexpr size_t kHugePage = size_t{1} << 21;
 
-inline void* allocate_aligned(size_t alignment, size_t bytes) {
-    void* memory = std::aligned_alloc(alignment, bytes);
-    if (!memory) throw std::bad_alloc();
-    return memory;
-}
-
 // A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes
 // are asked for in huge pages. It comes from the system and goes back to it at once when it is
 // freed, which malloc does not do with blocks of up to 32 MiB.
@@ -33,7 +27,6 @@ inline void* allocate_large(size_t bytes, size_t in_huge_pages) {
     madvise(block, in_huge_pages, MADV_HUGEPAGE);
     return block;
 }
-inline void free_large(void* block, size_t bytes) { munmap(block, bytes); }
 
 // Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as
 // much as many passes over it. Blocks are kept while a cache is active on this thread, and never
@@ -56,7 +49,11 @@ class BlockCache {
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
-        if (bytes < kSmallest) return allocate_aligned(kLine, bytes);
+        if (bytes < kSmallest) {
+            void* const memory = std::aligned_alloc(kLine, bytes);
+            if (!memory) throw std::bad_alloc();
+            return memory;
+        }
         const size_t in_huge_pages = (bytes + kHugePage / 4) / kHugePage * kHugePage;
         bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
         if (current()) {
@@ -72,7 +69,7 @@ class BlockCache {
         } else if (current()) {
             current()->idle_.push_back({block, bytes});
         } else {
-            free_large(block, bytes);
+            munmap(block, bytes);
         }
     }
 
@@ -113,7 +110,7 @@ class BlockCache {
     }
 
     void release() {
-        for (const Block& block : idle_) free_large(block.memory, block.bytes);
+        for (const Block& block : idle_) munmap(block.memory, block.bytes);
         idle_.clear();
     }
 
@@ -139,6 +136,12 @@ struct Buffer {
         T* memory = static_cast<T*>(BlockCache::take(bytes));
         data = std::unique_ptr<T[], Free>(memory, Free{bytes});
     }
+    // Makes room for so many elements; what it held is lost.
+    void grow(int64_t n) {
+        if (size >= n) return;
+        *this = Buffer();  // freed before more is allocated
+        *this = Buffer(n);
+    }
     T* get() const { return data.get(); }
     T& operator[](int64_t i) const { return data[i]; }
     explicit operator bool() const { return static_cast<bool>(data); }
@@ -148,10 +151,7 @@ struct Buffer {
 class Workspace {
    public:
     float* floats(int64_t count) {
-        if (memory_.size < count) {
-            memory_ = Buffer<float>();  // freed before more is allocated
-            memory_ = Buffer<float>(count);
-        }
+        memory_.grow(count);
         return memory_.get();
     }
 

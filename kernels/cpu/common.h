@@ -38,6 +38,10 @@ struct InputError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// How many units hold `count`, and the size of these units together.
+constexpr int64_t divided_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
+constexpr int64_t whole(int64_t count, int64_t unit) { return divided_up(count, unit) * unit; }
+
 // Digits count from the first that is not 0: a tiny number is not 0.
 inline std::string printed(double value, int digits = 6) {
     char text[32];

@@ -1,7 +1,6 @@
 // Chooses the filter of `auto`: an estimate of the time that each takes for a run.
 #include "cpu/filter.h"
 #include "cpu/lattice_build.h"
-#include "cpu/window.h"
 
 namespace crf {
 namespace {
@@ -67,8 +66,8 @@ double lattice_cost(const Work& work, double vertices) {
     });
 }
 
-std::string cheapest(const BilateralInput& input, const ExpectedCalls& calls) {
-    const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input),
+std::string cheapest(const KernelInput& input, const ExpectedCalls& calls) {
+    const Work work{static_cast<double>(input.voxels->num_voxels), input.num_features(),
                     static_cast<int>(input.intensity.size()), calls};
     const double exact = std::max(exact_cost(work), kUnnoticed);
     const double truncated = std::max(truncated_cost(work, num_window_pairs(input)), kUnnoticed);
@@ -94,14 +93,14 @@ std::string cheapest(const BilateralInput& input, const ExpectedCalls& calls) {
 }
 }  // namespace
 
-std::string choose_filter(const std::string& requested, const BilateralInput& input,
+std::string choose_filter(const std::string& requested, const KernelInput& input,
                           const ExpectedCalls& calls) {
     return requested == "auto" ? cheapest(input, calls) : requested;
 }
 
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested,
-                                              const BilateralInput& input,
-                                              const ExpectedCalls& calls, ThreadPool& pool) {
+                                              const KernelInput& input, const ExpectedCalls& calls,
+                                              ThreadPool& pool) {
     const std::string chosen = choose_filter(requested, input, calls);
     if (chosen == "exact") return make_exact_filter(input, pool);
     if (chosen == "truncated") return make_truncated_filter(input, pool);

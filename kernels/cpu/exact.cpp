@@ -12,35 +12,35 @@ constexpr int64_t kPartial = 1024;
 
 class ExactFilter final : public Filter {
    public:
-    ExactFilter(const BilateralInput& input, ThreadPool& pool)
+    ExactFilter(const KernelInput& input, ThreadPool& pool)
         : pool_(pool),
           num_voxels_(input.voxels->num_voxels),
-          num_features_(num_features(input)),
+          num_features_(input.num_features()),
           num_modalities_(static_cast<int>(input.intensity.size())),
           axis_feature_(input.voxels->feature,
                         input.voxels->feature + input.theta_position.size()) {
-        padded_ = (num_voxels_ + kLanes - 1) / kLanes * kLanes;
+        padded_ = whole_vectors(num_voxels_);
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);
         gather_features(input, 0, num_voxels_, features_.get(), padded_);
         for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kFeatureScale;
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
-                    const float* channel_weight, float* sum, Workspace&) override {
-        for (int c = 0; c < num_channels; c += kChannelGroup)
-            accumulate_group(values + c * num_voxels_, std::min(kChannelGroup, num_channels - c),
-                             pre, post, channel_weight + c, sum + c * num_voxels_);
+    void accumulate(const Filtering& wanted, Workspace&) override {
+        for (int c = 0; c < wanted.num_channels; c += kChannelGroup) {
+            const int count = std::min(kChannelGroup, wanted.num_channels - c);
+            accumulate_group(wanted.of_channels(c, count, num_voxels_));
+        }
     }
 
     // Pair by pair, like the weights.
-    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+    void add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
                      float* image, MomentSums& sums) override {
         if (num_features_ > kMostFeatures)
-            return Filter::add_moments(pair, features, squared, image, sums);
-        float* const pull = sums.cleared_pull(features, image);
+            return Filter::add_moments(pair, input, squared, image, sums);
+        float* const pull = sums.cleared_pull(input, image);
         add_pairs(pair.u, pair.v, pair.num_channels, squared, pull);
-        sums.add_pull(features, image);
+        sums.add_pull(input, image);
     }
 
     std::string description() const override {
@@ -113,13 +113,14 @@ class ExactFilter final : public Filter {
         }
     }
 
-    void accumulate_group(const float* values, int num_channels, const float* pre,
-                          const float* post, const float* channel_weight, float* sum) {
+    void accumulate_group(const Filtering& wanted) {
         Buffer<float> sent(num_voxels_ * kChannelGroup);  // (voxel, channel)
-        for (int64_t n = 0; n < num_voxels_; ++n)
+        for (int64_t n = 0; n < num_voxels_; ++n) {
+            const float factor = wanted.pre ? wanted.pre[n] : 1.0f;
             for (int c = 0; c < kChannelGroup; ++c)
                 sent[n * kChannelGroup + c] =
-                    c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
+                    c < wanted.num_channels ? wanted.values[c * num_voxels_ + n] * factor : 0.0f;
+        }
         pool_.run(padded_ / kLanes, [&](int64_t item, int) {
             const int64_t first = item * kLanes;
             vfloat total[kChannelGroup]{};
@@ -139,12 +140,12 @@ class ExactFilter final : public Filter {
                 for (int c = 0; c < kChannelGroup; ++c) total[c] += partial[c];
             }
             const int64_t count = std::min<int64_t>(kLanes, num_voxels_ - first);
-            for (int c = 0; c < num_channels; ++c) {
-                float received[kLanes];
-                store(received, total[c]);
-                for (int64_t i = 0; i < count; ++i)
-                    sum[c * num_voxels_ + first + i] +=
-                        channel_weight[c] * (post ? post[first + i] : 1.0f) * received[i];
+            const vfloat factor =
+                wanted.post ? load_some(wanted.post + first, count) : splat_lanes(1.0f);
+            for (int c = 0; c < wanted.num_channels; ++c) {
+                float* const to = wanted.sum + c * num_voxels_ + first;
+                const vfloat received = total[c] * (factor * wanted.weight_of(c));
+                store_some(to, load_some(to, count) + received, count);
             }
         });
     }
@@ -157,7 +158,7 @@ class ExactFilter final : public Filter {
 };
 }  // namespace
 
-std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool) {
+std::unique_ptr<Filter> make_exact_filter(const KernelInput& input, ThreadPool& pool) {
     return std::make_unique<ExactFilter>(input, pool);
 }
 }  // namespace crf

@@ -4,9 +4,9 @@
 #include "cpu/simd.h"
 
 namespace crf {
-BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> theta,
-                               std::vector<double> beta, std::vector<const float*> intensity_in,
-                               ThreadPool& pool, const FeatureOrigin* origin)
+KernelInput::KernelInput(const Voxels& voxels_in, std::vector<double> theta,
+                         std::vector<double> beta, std::vector<const float*> intensity_in,
+                         ThreadPool& pool, const FeatureOrigin* origin)
     : voxels(&voxels_in),
       theta_position(std::move(theta)),
       theta_beta(std::move(beta)),
@@ -14,15 +14,13 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> thet
       lowest(intensity.size()),
       highest(intensity.size()) {
     for (size_t m = 0; m < intensity.size(); ++m) {
-        const auto add = [&](int64_t block, LaneRange& range) {
-            const int64_t begin = block * kVoxelBlock;
-            const int64_t end = std::min(begin + kVoxelBlock, voxels->num_voxels);
+        const auto add = [&](int64_t begin, int64_t end, LaneRange& range) {
             voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) {
                 range.add(intensity[m] + grid, length);
             });
         };
         std::tie(lowest[m], highest[m]) =
-            range_of_blocks(num_voxel_blocks(voxels->num_voxels), pool, add);
+            range_of_blocks(voxels->num_voxels, kVoxelBlock, pool, add);
         if (lowest[m] == lowest[m]) continue;  // not NaN
         if (theta_position.empty())
             throw InputError(
@@ -37,10 +35,9 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> thet
         for (int a = 0; a < voxels->num_axes; ++a)
             first[a] = voxels->first[a] - origin->position[voxels->source_axis[a]];
     }
-    check_span();
 }
 
-void BilateralInput::check_span() const {
+void KernelInput::require_span() const {
     for (int a = 0; a < static_cast<int>(theta_position.size()); ++a) {
         const int64_t farthest =
             std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
@@ -67,7 +64,7 @@ void BilateralInput::check_span() const {
     }
 }
 
-void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate,
+void piece_features(const KernelInput& input, int64_t grid, const int32_t* coordinate,
                     int64_t length, float* features, int64_t stride) {
     const Voxels& voxels = *input.voxels;
     const int num_modalities = static_cast<int>(input.intensity.size());
@@ -93,7 +90,7 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
     }
 }
 
-void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features,
+void gather_features(const KernelInput& input, int64_t first, int64_t count, float* features,
                      int64_t stride) {
     input.voxels->for_pieces(
         first, first + count, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
@@ -105,44 +102,21 @@ void gather_features(const BilateralInput& input, int64_t first, int64_t count, 
         });
 }
 
-void FeatureColumns::fill(int feature, float* column, ThreadPool& pool) const {
-    const double center = this->center(feature), scale = 1 / theta(feature);
-    pool.run(num_voxel_blocks(voxels_.num_voxels), [&](int64_t block, int) {
-        const int64_t begin = block * kVoxelBlock;
-        const int64_t end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
-        voxels_.for_pieces(
-            begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
-                if (feature < num_modalities()) {
-                    const float* values = intensity_[feature] + grid;
-                    for (int64_t i = 0; i < length; ++i)
-                        column[voxel + i] =
-                            static_cast<float>((static_cast<double>(values[i]) - center) * scale);
-                    return;
-                }
-                const int axis = feature - num_modalities();
-                const double step = voxels_.spacing[axis];
-                int64_t place[kMaxAxes];
-                voxels_.coordinates(box, place);
-                const int64_t stride = axis == voxels_.num_axes - 1 ? 1 : 0;
-                for (int64_t i = 0; i < length; ++i)
-                    column[voxel + i] = static_cast<float>(
-                        (static_cast<double>(place[axis] + i * stride) * step - center) * scale);
-            });
+void KernelInput::fill_column(int feature, float* column, ThreadPool& pool) const {
+    const int axis = feature - num_modalities();
+    const int row = axis < 0 ? feature : num_modalities() + voxels->feature[axis];
+    std::vector<double> totals(num_voxel_blocks(voxels->num_voxels));
+    pool.run_blocks(voxels->num_voxels, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        std::vector<float> rows(num_features() * kVoxelBlock);
+        gather_features(*this, begin, end - begin, rows.data(), kVoxelBlock);
+        const float* const own = rows.data() + row * kVoxelBlock;
+        std::copy_n(own, end - begin, column + begin);
+        totals[begin / kVoxelBlock] = std::accumulate(own, own + (end - begin), 0.0);
     });
-}
-
-double FeatureColumns::center(int feature) const {
-    if (feature >= num_modalities()) {
-        const int axis = feature - num_modalities();
-        return 0.5 * static_cast<double>(voxels_.box_shape[axis] - 1) * voxels_.spacing[axis];
-    }
-    for (int m = static_cast<int>(mean_.size()); m <= feature; ++m) {
-        double total = 0;
-        for (const Run& run : voxels_.runs)
-            for (int32_t i = 0; i < run.length; ++i)
-                total += static_cast<double>(intensity_[m][run.grid + i]);
-        mean_.push_back(total / static_cast<double>(voxels_.num_voxels));
-    }
-    return mean_[feature];
+    const double total = std::accumulate(totals.begin(), totals.end(), 0.0);
+    const float mean = static_cast<float>(total / static_cast<double>(voxels->num_voxels));
+    pool.run_blocks(voxels->num_voxels, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        for (int64_t n = begin; n < end; ++n) column[n] -= mean;
+    });
 }
 }  // namespace crf

@@ -19,6 +19,21 @@ constexpr double kSpatialRadius = numerics::SPATIAL_RADIUS;
 // memory for them would show.
 constexpr int64_t kFewVoxels = int64_t{1} << 18;
 
+// sum[c][n] += weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
+struct Filtering {
+    const float* values;  // (channel, voxel)
+    int num_channels;
+    float* sum;  // (channel, voxel)
+    // (voxel), (voxel), (channel); nullptr: ones
+    const float *pre = nullptr, *post = nullptr, *weight = nullptr;
+
+    float weight_of(int channel) const { return weight ? weight[channel] : 1.0f; }
+    Filtering of_channels(int first, int count, int64_t num_voxels) const {
+        return {values + first * num_voxels,      count, sum + first * num_voxels, pre, post,
+                weight ? weight + first : nullptr};
+    }
+};
+
 // Facts about a filter before it filters, to make the calls that are cheap.
 struct FilterTraits {
     bool is_symmetric = true;  // transposed, it is the same operator
@@ -52,39 +67,36 @@ class Filter {
     // The voxels whose values may differ from 0: (voxel) 1, others 0; nullptr: all.
     const uint8_t* senders = nullptr;
 
-    // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
-    // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or
-    // nullptr for all ones.
-    virtual void accumulate(const float* values, int num_channels, const float* pre,
-                            const float* post, const float* channel_weight, float* sum,
-                            Workspace& workspace) = 0;
+    virtual void accumulate(const Filtering& wanted, Workspace& workspace) = 0;
 
     // `accumulate` with K transposed: a different operator only where the kernel is not exactly
     // symmetric, as the lattice's.
-    virtual void accumulate_transposed(const float* values, int num_channels, const float* pre,
-                                       const float* post, const float* channel_weight, float* sum,
-                                       Workspace& workspace) {
-        accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
+    virtual void accumulate_transposed(const Filtering& wanted, Workspace& workspace) {
+        accumulate(wanted, workspace);
     }
 
     // Derivatives of a sum S (filter_moments.h): squared[f] += theta_f dS/dtheta_f of each feature,
     // intensities first, box axes last; and image += dS/dimage, (modality, voxel), unless it is
     // nullptr. By default products with each feature are filtered.
-    virtual void add_moments(const FilteredPair& pair, const FeatureColumns& features,
-                             double* squared, float* image, MomentSums& sums);
+    virtual void add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
+                             float* image, MomentSums& sums);
 
     // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;
 };
 
-std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
-std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
-std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool);
+std::unique_ptr<Filter> make_exact_filter(const KernelInput& input, ThreadPool& pool);
+std::unique_ptr<Filter> make_truncated_filter(const KernelInput& input, ThreadPool& pool);
 
-// sum[c][n] += scale[n] * sum_m K(n, m) * values[c][m], scale[n] = 1 / sum_m K(n, m), in one go;
-// false if the filter is no lattice.
-bool accumulate_mean(Filter& filter, const float* values, int num_channels, float* scale,
-                     float* sum, Workspace& workspace);
+// Pairs per voxel of the truncated sum: half of the other voxels of its window, counted without a
+// list.
+double num_window_pairs(const KernelInput& input);
+
+std::unique_ptr<Filter> make_lattice_filter(const KernelInput& input, ThreadPool& pool);
+
+// With scale[n] = 1 / sum_m K(n, m) as `post`, which is found in one go; false if the filter is no
+// lattice.
+bool accumulate_mean(Filter& filter, const Filtering& wanted, float* scale, Workspace& workspace);
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
                                             const std::vector<double>& theta_gamma,
@@ -98,13 +110,13 @@ struct ExpectedCalls {
 
 // Resolves "auto": the filter with the smallest estimated time, or a more accurate one that is
 // hardly slower. Any other name is returned unchanged.
-std::string choose_filter(const std::string& requested, const BilateralInput& input,
+std::string choose_filter(const std::string& requested, const KernelInput& input,
                           const ExpectedCalls& calls);
 
 // requested: "auto", "exact", "truncated", "grid" or "lattice".
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested,
-                                              const BilateralInput& input,
-                                              const ExpectedCalls& calls, ThreadPool& pool);
+                                              const KernelInput& input, const ExpectedCalls& calls,
+                                              ThreadPool& pool);
 
 enum class Normalization {
     kSymmetric,
@@ -119,6 +131,13 @@ struct Kernel {
     bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
     // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
     Buffer<float> ones;
+
+    // The normalized kernel. weight: (channel); nullptr: ones.
+    void accumulate(const float* values, int num_channels, const float* weight, float* sum,
+                    Workspace& workspace) const {
+        const float* const pre = scales_sent ? scale.get() : nullptr;
+        filter->accumulate({values, num_channels, sum, pre, scale.get(), weight}, workspace);
+    }
 };
 
 // Computes the `scale` of a kernel that has its filter, and `ones` if that takes no other
@@ -147,13 +166,13 @@ struct GridSize {
     double num_cells = 0;
 };
 
-GridSize grid_size(const BilateralInput& input);
+GridSize grid_size(const KernelInput& input);
 
 // Whether the grid filter supports this input: one or two modalities, and not far more cells than
 // voxels.
-bool fits_grid(const BilateralInput& input, const GridSize& size);
+bool fits_grid(const KernelInput& input, const GridSize& size);
 
 // Throws InputError or CapacityError if the input does not fit.
-std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size,
+std::unique_ptr<Filter> make_grid_filter(const KernelInput& input, const GridSize& size,
                                          ThreadPool& pool);
 }  // namespace crf

@@ -5,56 +5,46 @@
 #include "cpu/voxel_rows.h"
 
 namespace crf {
-namespace {
-void resize(Buffer<float>& buffer, int64_t size) {
-    if (buffer.size >= size) return;
-    buffer = Buffer<float>();  // freed before more is allocated
-    buffer = Buffer<float>(size);
-}
-}  // namespace
-
-void Filter::add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+void Filter::add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
                          float* image, MomentSums& sums) {
-    sums.add_singly(*this, pair, features, squared, image);
+    sums.add_singly(*this, pair, input, squared, image);
 }
 
-float* MomentSums::cleared_pull(const FeatureColumns& features, const float* image) {
+float* MomentSums::cleared_pull(const KernelInput& input, const float* image) {
     if (!image) return nullptr;
-    const int num_modalities = features.num_modalities();
-    resize(pull_, num_modalities * num_voxels_);
+    const int num_modalities = input.num_modalities();
+    pull_.grow(num_modalities * num_voxels_);
     clear_rows(pull_.get(), num_voxels_, num_modalities, pool_);
     return pull_.get();
 }
 
-void MomentSums::add_pull(const FeatureColumns& features, float* image) {
+void MomentSums::add_pull(const KernelInput& input, float* image) {
     if (!image) return;
-    pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
-        for (int f = 0; f < features.num_modalities(); ++f) {
-            const float inverse = static_cast<float>(1 / features.theta(f));
-            for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n)
+    pool_.run_blocks(num_voxels_, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        for (int f = 0; f < input.num_modalities(); ++f) {
+            const float inverse = static_cast<float>(1 / input.theta(f));
+            for (int64_t n = begin; n < end; ++n)
                 image[f * num_voxels_ + n] -= pull_[f * num_voxels_ + n] * inverse;
         }
     });
 }
 
-void MomentSums::add_together(const FilteredPair& pair, const FeatureColumns& features,
-                              double* squared, CrossMoments cross_moments) {
+void MomentSums::add_together(const FilteredPair& pair, const KernelInput& input, double* squared,
+                              CrossMoments cross_moments) {
     constexpr int kColumns = kFeatureGroup;
-    resize(columns_, kColumns * num_voxels_);
+    columns_.grow(kColumns * num_voxels_);
     const float* columns[kColumns];
     for (int i = 0; i < kColumns; ++i) columns[i] = columns_.get() + i * num_voxels_;
     std::vector<double> block_sums(num_voxel_blocks(num_voxels_) * kColumns);
-    for (int first = 0; first < features.size(); first += kColumns) {
-        const int count = std::min(kColumns, features.size() - first);
-        if (filled_ != &features)
+    for (int first = 0; first < input.num_features(); first += kColumns) {
+        const int count = std::min(kColumns, input.num_features() - first);
+        if (filled_ != &input)
             for (int i = 0; i < count; ++i)
-                features.fill(first + i, columns_.get() + i * num_voxels_, pool_);
-        filled_ = features.size() <= kColumns ? &features : nullptr;
+                input.fill_column(first + i, columns_.get() + i * num_voxels_, pool_);
+        filled_ = input.num_features() <= kColumns ? &input : nullptr;
         std::vector<double> cross(count);
         cross_moments(columns, count, cross.data());
-        pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
-            const int64_t begin = block * kVoxelBlock;
-            const int64_t end = std::min(begin + kVoxelBlock, num_voxels_);
+        pool_.run_blocks(num_voxels_, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
             vfloat sums[kColumns]{};
             for (int64_t n = begin; n < end; n += kLanes) {
                 const int64_t left = end - n;
@@ -70,7 +60,8 @@ void MomentSums::add_together(const FilteredPair& pair, const FeatureColumns& fe
                 }
             }
             for (int i = 0; i < count; ++i)
-                block_sums[block * kColumns + i] = static_cast<double>(sum_lanes(sums[i]));
+                block_sums[begin / kVoxelBlock * kColumns + i] =
+                    static_cast<double>(sum_lanes(sums[i]));
         });
         for (int i = 0; i < count; ++i) {
             squared[first + i] -= 2 * cross[i];
@@ -80,33 +71,28 @@ void MomentSums::add_together(const FilteredPair& pair, const FeatureColumns& fe
     }
 }
 
-void MomentSums::add_singly(Filter& filter, const FilteredPair& pair,
-                            const FeatureColumns& features, double* squared, float* image) {
-    resize(columns_, num_voxels_);
+void MomentSums::add_singly(Filter& filter, const FilteredPair& pair, const KernelInput& input,
+                            double* squared, float* image) {
+    columns_.grow(num_voxels_);
     filled_ = nullptr;
-    resize(filtered_, pair.num_channels * num_voxels_);
-    if (image) resize(filtered_back_, pair.num_channels * num_voxels_);
-    const std::vector<float> unit(pair.num_channels, 1.0f);
+    filtered_.grow(pair.num_channels * num_voxels_);
+    if (image) filtered_back_.grow(pair.num_channels * num_voxels_);
     std::vector<double> block_sums(num_voxel_blocks(num_voxels_));
     float* const column = columns_.get();
     float* const filtered = filtered_.get();
     float* const back = filtered_back_.get();
-    for (int f = 0; f < features.size(); ++f) {
+    for (int f = 0; f < input.num_features(); ++f) {
         float* const gradient =
-            image && f < features.num_modalities() ? image + f * num_voxels_ : nullptr;
-        features.fill(f, column, pool_);
+            image && f < input.num_modalities() ? image + f * num_voxels_ : nullptr;
+        input.fill_column(f, column, pool_);
         clear_rows(filtered, num_voxels_, pair.num_channels, pool_);
-        filter.accumulate(pair.v, pair.num_channels, column, nullptr, unit.data(), filtered,
-                          workspace_);
+        filter.accumulate({pair.v, pair.num_channels, filtered, column}, workspace_);
         if (gradient) {
             clear_rows(back, num_voxels_, pair.num_channels, pool_);
-            filter.accumulate_transposed(pair.u, pair.num_channels, column, nullptr, unit.data(),
-                                         back, workspace_);
+            filter.accumulate_transposed({pair.u, pair.num_channels, back, column}, workspace_);
         }
-        const float inverse = static_cast<float>(1 / features.theta(f));
-        pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
-            const int64_t begin = block * kVoxelBlock;
-            const int64_t end = std::min(begin + kVoxelBlock, num_voxels_);
+        const float inverse = static_cast<float>(1 / input.theta(f));
+        pool_.run_blocks(num_voxels_, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
             double total = 0;
             for (int64_t n = begin; n < end; n += kLanes) {
                 const int64_t left = end - n;
@@ -129,7 +115,7 @@ void MomentSums::add_singly(Filter& filter, const FilteredPair& pair,
                     store_some(gradient + n, load_some(gradient + n, left) - change * inverse,
                                left);
             }
-            block_sums[block] = total;
+            block_sums[begin / kVoxelBlock] = total;
         });
         for (double total : block_sums) squared[f] += total;
     }

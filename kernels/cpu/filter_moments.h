@@ -22,19 +22,19 @@ class MomentSums {
     Workspace& workspace() { return workspace_; }
 
     // One feature after the other, for any filter.
-    void add_singly(Filter& filter, const FilteredPair& pair, const FeatureColumns& features,
+    void add_singly(Filter& filter, const FilteredPair& pair, const KernelInput& input,
                     double* squared, float* image);
 
     // Several features at a time, for a filter that has their products side by side; not for the
     // image: squared[f] += <x_f^2, sum_c (v ktu + u kv)> - 2 cross_f.
-    void add_together(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+    void add_together(const FilteredPair& pair, const KernelInput& input, double* squared,
                       CrossMoments cross_moments);
 
     // For a filter that sums pair by pair. Zeros, (modality, voxel), to which it adds
     //   pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)),
     // or nullptr without an image; and what `pull` means for the gradient of the image.
-    float* cleared_pull(const FeatureColumns& features, const float* image);
-    void add_pull(const FeatureColumns& features, float* image);
+    float* cleared_pull(const KernelInput& input, const float* image);
+    void add_pull(const KernelInput& input, float* image);
 
    private:
     const int64_t num_voxels_;
@@ -43,7 +43,7 @@ class MomentSums {
     // Columns of features; channels that result from filtering one of them.
     Buffer<float> columns_, filtered_, filtered_back_;
     // of which all columns are in `columns_`; each step needs the same
-    const FeatureColumns* filled_ = nullptr;
+    const KernelInput* filled_ = nullptr;
     Buffer<float> pull_;  // (modality, voxel)
 };
 }  // namespace crf

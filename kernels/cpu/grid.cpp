@@ -15,7 +15,7 @@ constexpr int64_t kBatchFloats = int64_t{1} << 20;
 
 class GridFilter final : public Filter {
    public:
-    GridFilter(const BilateralInput& input, const GridSize& size, ThreadPool& pool)
+    GridFilter(const KernelInput& input, const GridSize& size, ThreadPool& pool)
         : Filter({.keeps_image = true}),
           voxels_(*input.voxels),
           pool_(pool),
@@ -29,32 +29,27 @@ class GridFilter final : public Filter {
         num_planes_ = axes > 1 ? voxels_.box_shape[0] : 1;
         num_bands_ = axes > 2 ? size.cells[1] : 1;
         scratch_.resize(pool.num_threads());
-        use_width(1);
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
-                    const float* channel_weight, float* sum, Workspace& workspace) override {
-        use_width(1);
-        grid_ = workspace.floats(level_[0] + batch_floats());
-        planes_ = grid_ + level_[0];
-        for (int c = 0; c < num_channels; ++c) {
-            splat({values + c * voxels_.num_voxels, pre});
+    void accumulate(const Filtering& wanted, Workspace& workspace) override {
+        use_width(1, workspace);
+        for (int c = 0; c < wanted.num_channels; ++c) {
+            splat({wanted.values + c * voxels_.num_voxels, wanted.pre});
             blur();
-            float* const to = sum + c * voxels_.num_voxels;
+            float* const to = wanted.sum + c * voxels_.num_voxels;
             slice([&](int64_t, int64_t row, const float* from, const Stretch& part, float*) {
-                rows_.slice_row(row, from, part, receivers, post, channel_weight[c], to);
+                rows_.slice_row(row, from, part, receivers, wanted.post, wanted.weight_of(c), to);
             });
         }
     }
 
-    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+    void add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
                      float* image, MomentSums& sums) override {
-        if (image) return Filter::add_moments(pair, features, squared, image, sums);
-        sums.add_together(pair, features, squared,
-                          [&](const float* const* columns, int num_columns, double* cross) {
-                              add_cross_moments(columns, num_columns, pair, cross,
-                                                sums.workspace());
-                          });
+        if (image) return Filter::add_moments(pair, input, squared, image, sums);
+        sums.add_together(
+            pair, input, squared, [&](const float* const* columns, int num_columns, double* cross) {
+                add_cross_moments(columns, num_columns, pair, cross, sums.workspace());
+            });
     }
 
     std::string description() const override {
@@ -65,9 +60,7 @@ class GridFilter final : public Filter {
     // Filters the products of v with all columns side by side. The result is summed, never stored.
     void add_cross_moments(const float* const* columns, int num_columns, const FilteredPair& pair,
                            double* cross, Workspace& workspace) {
-        use_width(kFeatureGroup);
-        grid_ = workspace.floats(level_[0] + batch_floats());
-        planes_ = grid_ + level_[0];
+        use_width(kFeatureGroup, workspace);
         std::vector<vfloat> of_plane(num_planes_);
         for (int c = 0; c < pair.num_channels; ++c) {
             splat({pair.v + c * voxels_.num_voxels, nullptr, columns, num_columns});
@@ -88,7 +81,7 @@ class GridFilter final : public Filter {
         }
     }
 
-    static std::array<std::vector<Place>, kMaxAxes> places(const BilateralInput& input,
+    static std::array<std::vector<Place>, kMaxAxes> places(const KernelInput& input,
                                                            const GridSize& size) {
         const Voxels& voxels = *input.voxels;
         std::array<std::vector<Place>, kMaxAxes> axis;
@@ -102,9 +95,8 @@ class GridFilter final : public Filter {
         return axis;
     }
 
-    // Sets the sizes for `width` channels side by side.
-    void use_width(int width) {
-        if (width == width_) return;
+    // Sets the sizes for `width` channels side by side, and takes memory for the grid.
+    void use_width(int width, Workspace& workspace) {
         width_ = width;
         cell_ = rows_.bins() * width;
         const int axes = voxels_.num_axes;
@@ -118,14 +110,12 @@ class GridFilter final : public Filter {
         int64_t inner = 0;  // size of the levels below a plane
         for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
         const int64_t of_row = rows_.num_floats(width);
-        for (auto& s : scratch_)
-            if (s.size < plane_size_ + inner + of_row + kLanes)
-                s = Buffer<float>(plane_size_ + inner + of_row + kLanes);
+        for (auto& s : scratch_) s.grow(plane_size_ + inner + of_row + kLanes);
+        const int64_t in_batch = axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0;
+        grid_ = workspace.floats(level_[0] + in_batch);
+        planes_ = grid_ + level_[0];
     }
 
-    int64_t batch_floats() const {
-        return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0;
-    }
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a batch. The batch is then added to the grid, in
@@ -427,7 +417,7 @@ namespace {
 constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
 }  // namespace
 
-GridSize grid_size(const BilateralInput& input) {
+GridSize grid_size(const KernelInput& input) {
     const Voxels& voxels = *input.voxels;
     GridSize size;
     double cells = 1;
@@ -456,14 +446,14 @@ GridSize grid_size(const BilateralInput& input) {
     return size;
 }
 
-bool fits_grid(const BilateralInput& input, const GridSize& size) {
+bool fits_grid(const KernelInput& input, const GridSize& size) {
     const double most = std::max(
         kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
     return !input.intensity.empty() && input.intensity.size() <= 2 &&
            size.num_cells <= std::min(kLargestGrid, most);
 }
 
-std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size,
+std::unique_ptr<Filter> make_grid_filter(const KernelInput& input, const GridSize& size,
                                          ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)
         throw InputError("the grid filter takes one or two modalities, not " +

@@ -48,8 +48,6 @@ inline void blur_strided(float* rows, int64_t count, int64_t length, float* scra
         blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
 }
 
-inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 // Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are
 // not written and count as zeros.
 inline void cover(float* array, Stretch& held, const Stretch& wanted) {

@@ -1,41 +1,25 @@
 // Builds the kernels of a model on an image, and normalizes them.
 #include "cpu/kernel_set.h"
 
-#include "cpu/filter.h"
-#include "cpu/simd.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 namespace {
-Buffer<float> filled(int64_t num_voxels, float value, ThreadPool& pool) {
-    Buffer<float> values(num_voxels);
-    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        std::fill(values.get() + block * kVoxelBlock,
-                  values.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
-    });
-    return values;
-}
-
-// The kinds of kernels: a kernel whose bandwidths of position are along the axes of the box.
-Kernel make_kernel(const KernelSpec& own, const Voxels& voxels,
-                   const std::vector<const float*>& intensity, const KernelSetSpec& spec,
+// The kinds of kernels.
+Kernel make_kernel(const KernelSpec& own, const KernelInput& input, const KernelSetSpec& spec,
                    ThreadPool& pool, Workspace& workspace) {
     Kernel kernel;
     const Normalization normalization = parse_normalization(spec.normalization);
     if (own.kind == "spatial") {
-        kernel.filter = make_spatial_filter(voxels, own.theta_position, pool);
-        normalize_spatial_kernel(kernel, voxels, own.theta_position, normalization, pool,
+        kernel.filter = make_spatial_filter(*input.voxels, input.theta_position, pool);
+        normalize_spatial_kernel(kernel, *input.voxels, input.theta_position, normalization, pool,
                                  workspace);
         return kernel;
     }
-    if (own.kind == "bilateral") {
-        const FeatureOrigin* const origin = spec.origin ? &*spec.origin : nullptr;
-        const BilateralInput input(voxels, own.theta_position, own.theta_intensity, intensity, pool,
-                                   origin);
-        kernel.filter = make_bilateral_filter(spec.filter, input, spec.calls(), pool);
-    } else {
-        throw InputError("unknown kind of kernel '" + own.kind + "'");
-    }
-    normalize_kernel(kernel, voxels, normalization, pool, workspace);
+    if (own.kind != "bilateral") throw InputError("unknown kind of kernel '" + own.kind + "'");
+    input.require_span();
+    kernel.filter = make_bilateral_filter(spec.filter, input, spec.calls(), pool);
+    normalize_kernel(kernel, *input.voxels, normalization, pool, workspace);
     return kernel;
 }
 }  // namespace
@@ -43,19 +27,17 @@ Kernel make_kernel(const KernelSpec& own, const Voxels& voxels,
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization,
                       ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
-    const float unit = 1;
     const bool symmetric = normalization == Normalization::kSymmetric;
     if (normalization == Normalization::kNone) return;
     Buffer<float> degree = filled(num_voxels, 0.0f, pool);
-    kernel.filter->accumulate(filled(num_voxels, 1.0f, pool).get(), 1, nullptr, nullptr, &unit,
-                              degree.get(), workspace);
-    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        float* d = degree.get() + block * kVoxelBlock;
-        const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
-        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny ? d[i] : kTiny;
+    const Buffer<float> ones = filled(num_voxels, 1.0f, pool);
+    kernel.filter->accumulate({ones.get(), 1, degree.get()}, workspace);
+    pool.run_blocks(num_voxels, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        float* const d = degree.get();
+        for (int64_t i = begin; i < end; ++i) d[i] = d[i] > kTiny ? d[i] : kTiny;
         if (symmetric)
-            for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
-        for (int64_t i = 0; i < count; ++i) d[i] = 1 / d[i];
+            for (int64_t i = begin; i < end; ++i) d[i] = std::sqrt(d[i]);
+        for (int64_t i = begin; i < end; ++i) d[i] = 1 / d[i];
     });
     kernel.scale = std::move(degree);
     kernel.scales_sent = symmetric;
@@ -63,10 +45,9 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
 
 void find_ones(Kernel& kernel, int64_t num_voxels, ThreadPool& pool, Workspace& workspace) {
     if (kernel.ones || !kernel.scales_sent) return;  // D^-1 K 1 = 1
-    const float unit = 1;
     kernel.ones = filled(num_voxels, 0.0f, pool);
-    kernel.filter->accumulate(filled(num_voxels, 1.0f, pool).get(), 1, kernel.scale.get(),
-                              kernel.scale.get(), &unit, kernel.ones.get(), workspace);
+    const Buffer<float> ones = filled(num_voxels, 1.0f, pool);
+    kernel.accumulate(ones.get(), 1, nullptr, kernel.ones.get(), workspace);
 }
 
 std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
@@ -90,13 +71,12 @@ KernelSet::KernelSet(const Voxels& voxels_in, const std::vector<const float*>& i
     const int num_kernels = static_cast<int>(spec.kernels.size());
     for (int k = 0; k < num_kernels; ++k) {
         if (callback) callback(k, num_kernels);
-        KernelSpec own = spec.kernels[k];
-        own.theta_position = on_box_axes(voxels, own.theta_position);
-        const std::vector<const float*> intensity =
-            own.theta_intensity.empty() ? std::vector<const float*>() : image;
-        kernels.push_back(make_kernel(own, voxels, intensity, spec, pool, workspace));
+        const KernelSpec& own = spec.kernels[k];
+        inputs.emplace_back(voxels, on_box_axes(voxels, own.theta_position), own.theta_intensity,
+                            own.theta_intensity.empty() ? std::vector<const float*>() : image, pool,
+                            spec.origin && own.kind != "spatial" ? &*spec.origin : nullptr);
+        kernels.push_back(make_kernel(own, inputs.back(), spec, pool, workspace));
         descriptions.push_back(spec.names[k] + ": " + kernels.back().filter->description());
-        features.emplace_back(voxels, own.theta_position, own.theta_intensity, intensity);
     }
 }
 }  // namespace crf

@@ -55,7 +55,7 @@ using BuildCallback = FunctionRef<int, int>;
 struct KernelSet {
     const Voxels& voxels;
     std::vector<Kernel> kernels;
-    std::vector<FeatureColumns> features;  // one per kernel
+    std::vector<KernelInput> inputs;  // of each kernel
     std::vector<std::string> descriptions;
 
     // Whether a filter reads the image when it filters.

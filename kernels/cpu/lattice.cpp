@@ -117,7 +117,7 @@ struct RowOf<1> {
 
 class LatticeFilter final : public Filter {
    public:
-    LatticeFilter(const BilateralInput& input, ThreadPool& pool)
+    LatticeFilter(const KernelInput& input, ThreadPool& pool)
         : Filter({.is_symmetric = false}),
           num_voxels_(input.voxels->num_voxels),
           pool_(pool),
@@ -138,37 +138,30 @@ class LatticeFilter final : public Filter {
                                         std::pow(0.5, d + 1) / (65535.0 * 65535.0));
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
-                    const float* channel_weight, float* sum, Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+    void accumulate(const Filtering& wanted, Workspace& workspace) override {
+        filter_groups(wanted, workspace, false);
     }
 
-    void accumulate_mean(const float* values, int num_channels, float* scale, float* sum,
-                         Workspace& workspace) {
-        const std::vector<float> unit(num_channels, 1.0f);
-        filter_groups(values, num_channels, nullptr, nullptr, unit.data(), sum, workspace, false,
-                      scale);
+    void accumulate_mean(const Filtering& wanted, float* scale, Workspace& workspace) {
+        filter_groups(wanted, workspace, false, scale);
     }
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute
     // where vertices are missing.
-    void accumulate_transposed(const float* values, int num_channels, const float* pre,
-                               const float* post, const float* channel_weight, float* sum,
-                               Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
+    void accumulate_transposed(const Filtering& wanted, Workspace& workspace) override {
+        filter_groups(wanted, workspace, true);
     }
 
     // Rows of sixteen are a cache line and cost little more than rows of four. With more vertices
     // than voxels they would use most memory.
-    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+    void add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
                      float* image, MomentSums& sums) override {
         if (image || lattice_.num_vertices > num_voxels_)
-            return Filter::add_moments(pair, features, squared, image, sums);
-        sums.add_together(pair, features, squared,
-                          [&](const float* const* columns, int num_columns, double* cross) {
-                              add_cross_moments(columns, num_columns, pair, cross,
-                                                sums.workspace());
-                          });
+            return Filter::add_moments(pair, input, squared, image, sums);
+        sums.add_together(
+            pair, input, squared, [&](const float* const* columns, int num_columns, double* cross) {
+                add_cross_moments(columns, num_columns, pair, cross, sums.workspace());
+            });
     }
 
     std::string description() const override {
@@ -222,31 +215,27 @@ class LatticeFilter final : public Filter {
 
     // scale: nullptr, or room for the `post` of all channels, which then comes with the first
     // group: the inverse of the ones' sums.
-    void filter_groups(const float* values, int num_channels, const float* pre, const float* post,
-                       const float* channel_weight, float* sum, Workspace& workspace,
-                       bool transposed, float* scale = nullptr) {
-        for (int c = 0, group; c < num_channels; c += group) {
+    void filter_groups(Filtering wanted, Workspace& workspace, bool transposed,
+                       float* scale = nullptr) {
+        for (int c = 0, count; c < wanted.num_channels; c += count) {
             const int room = widest_ - (scale ? 1 : 0);
-            group = std::min(num_channels - c, room);
+            count = std::min(wanted.num_channels - c, room);
+            const Filtering group = wanted.of_channels(c, count, num_voxels_);
             const int width =
-                static_cast<int>(std::bit_ceil(static_cast<unsigned>(group + widest_ - room)));
-            with_constant<1, 2, 4, 8>(width, [&](auto width) {
-                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c,
-                                sum + c * num_voxels_, workspace, transposed, scale);
-            });
-            if (scale) post = std::exchange(scale, nullptr);
+                static_cast<int>(std::bit_ceil(static_cast<unsigned>(count + widest_ - room)));
+            with_constant<1, 2, 4, 8>(
+                width, [&](auto width) { filter<width()>(group, workspace, transposed, scale); });
+            if (scale) wanted.post = std::exchange(scale, nullptr);
         }
     }
 
     template <int C>
-    void filter(const float* values, int group, const float* pre, const float* post,
-                const float* channel_weight, float* sum, Workspace& workspace, bool transposed,
-                float* scale) {
+    void filter(const Filtering& group, Workspace& workspace, bool transposed, float* scale) {
         using Row = typename RowOf<C>::type;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.slot.size * C));
         grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            splat<C>(lattice_.tiles[t], values, group, pre, scale != nullptr,
+            splat<C>(lattice_.tiles[t], group, scale != nullptr,
                      reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
         sum_shares(rows);
@@ -254,7 +243,7 @@ class LatticeFilter final : public Filter {
         return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             auto* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
-            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, scratch, sum, scale);
+            slice_<C>(lattice_.tiles[t], rows, group, scratch, scale);
         });
     }
 
@@ -263,8 +252,7 @@ class LatticeFilter final : public Filter {
     void grow_scratch(int64_t width) {
         const int64_t of_tile = std::max(lattice_.largest_tile, sent_rows_) + sent_rows_;
         const int64_t size = std::max(of_tile, blur_scratch(lattice_)) * width;
-        for (auto& s : scratch_)
-            if (s.size < size) s = Buffer<float>(size);
+        for (auto& s : scratch_) s.grow(size);
     }
 
     // Adds the shares of further tiles to the first tile's.
@@ -289,10 +277,8 @@ class LatticeFilter final : public Filter {
     template <class Body>
     void for_shared(Body&& body) {
         const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
-        pool_.run((num_shared + kSharedBlock - 1) / kSharedBlock, [&](int64_t block, int) {
-            for (int64_t s = block * kSharedBlock;
-                 s < std::min((block + 1) * kSharedBlock, num_shared); ++s)
-                body(lattice_.shared[s]);
+        pool_.run_blocks(num_shared, kSharedBlock, [&](int64_t begin, int64_t end, int) {
+            for (int64_t s = begin; s < end; ++s) body(lattice_.shared[s]);
         });
     }
 
@@ -321,29 +307,43 @@ class LatticeFilter final : public Filter {
         if (transposed) blur_some(0, local);
     }
 
+    // Calls body(piece, first voxel, number of voxels) for the vectors of a tile's pieces, and
+    // prefetches a later piece of all channels (channel, voxel). Always inline, because gcc drops
+    // calls of functions that only prefetch.
+    template <bool kToWrite, class Body>
+    [[gnu::always_inline]] void for_vectors(const Lattice::Tile& tile, const float* channels,
+                                            int num_channels, Body&& body) const {
+        const int64_t num_pieces = static_cast<int64_t>(lattice_.pieces.size());
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+            for (int c = 0; p + kPiecesAhead < num_pieces && c < num_channels; ++c) {
+                const auto [voxel, length] = lattice_.pieces[p + kPiecesAhead];
+                __builtin_prefetch(channels + c * num_voxels_ + voxel, kToWrite);
+                __builtin_prefetch(channels + c * num_voxels_ + voxel + length - 1, kToWrite);
+            }
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes)
+                body(piece, n, std::min<int64_t>(kLanes, end - n));
+        }
+    }
+
     // For the voxels of a tile, rows of all products of up to four columns and up to four channels:
     // column after column.
     void load_products(const Lattice::Tile& tile, const float* const* columns, int num_columns,
                        const float* values, int group, vfloat* rows) const {
         float* to = reinterpret_cast<float*>(rows);
-        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
-            const Lattice::Piece& piece = lattice_.pieces[p];
-            prefetch_ahead<false>(p, values, group);
-            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
-                const int64_t count = std::min<int64_t>(kLanes, end - n);
-                vfloat channel[4]{}, column[4]{};
-                float channels[4 * kLanes], features[4 * kLanes];
-                for (int c = 0; c < group; ++c)
-                    channel[c] = load_some(values + c * num_voxels_ + n, count);
-                for (int f = 0; f < num_columns; ++f) column[f] = load_some(columns[f] + n, count);
-                interleave<4>(channel, channels);
-                interleave<4>(column, features);
-                for (int64_t i = 0; i < count; ++i, to += kLanes) {
-                    const vfloat4 own = load4(channels + 4 * i);
-                    for (int f = 0; f < 4; ++f) store4(to + 4 * f, own * features[4 * i + f]);
-                }
+        for_vectors<false>(tile, values, group, [&](const auto&, int64_t n, int64_t count) {
+            vfloat channel[4]{}, column[4]{};
+            float channels[4 * kLanes], features[4 * kLanes];
+            for (int c = 0; c < group; ++c)
+                channel[c] = load_some(values + c * num_voxels_ + n, count);
+            for (int f = 0; f < num_columns; ++f) column[f] = load_some(columns[f] + n, count);
+            interleave<4>(channel, channels);
+            interleave<4>(column, features);
+            for (int64_t i = 0; i < count; ++i, to += kLanes) {
+                const vfloat4 own = load4(channels + 4 * i);
+                for (int f = 0; f < 4; ++f) store4(to + 4 * f, own * features[4 * i + f]);
             }
-        }
+        });
     }
 
     // Calls body(voxel, number of corners, their numbers in the tile, weights) where needed(first,
@@ -375,8 +375,8 @@ class LatticeFilter final : public Filter {
     // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots.
     // has_ones: behind the group's channels.
     template <int C, class Row>
-    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre,
-               bool has_ones, Row* scratch, Row* rows) const {
+    void splat(const Lattice::Tile& tile, const Filtering& group, bool has_ones, Row* scratch,
+               Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
         if (!has_any(tile, senders)) {
@@ -384,37 +384,22 @@ class LatticeFilter final : public Filter {
             return store_vertices(tile, buffer, rows);
         }
         float* to = reinterpret_cast<float*>(sent);
-        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
-            const Lattice::Piece& piece = lattice_.pieces[p];
-            prefetch_ahead<false>(p, values, group);
-            const bool sends = has_any(piece, senders);
-            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
-                const int64_t count = std::min<int64_t>(kLanes, end - n);
+        for_vectors<false>(
+            tile, group.values, group.num_channels,
+            [&](const Lattice::Piece& piece, int64_t n, int64_t count) {
+                const bool sends = has_any(piece, senders);
                 vfloat channel[C];
                 for (int c = 0; c < C; ++c) {
-                    channel[c] = sends && c < group ? load_some(values + c * num_voxels_ + n, count)
-                                                    : vfloat{};
-                    if (sends && pre) channel[c] *= load_some(pre + n, count);
+                    channel[c] = sends && c < group.num_channels
+                                     ? load_some(group.values + c * num_voxels_ + n, count)
+                                     : vfloat{};
+                    if (sends && group.pre) channel[c] *= load_some(group.pre + n, count);
                 }
-                if (has_ones) channel[group] = splat_lanes(1.0f);
+                if (has_ones) channel[group.num_channels] = splat_lanes(1.0f);
                 interleave<C>(channel, to);  // whole vectors: the next voxels overwrite the excess
                 to += count * C;
-            }
-        }
+            });
         splat_rows(tile, sent, buffer, rows);
-    }
-
-    // Prefetches a later piece of all channels (channel, voxel). Always inline, because gcc drops
-    // calls of functions that only prefetch.
-    template <bool kToWrite>
-    [[gnu::always_inline]] void prefetch_ahead(int64_t piece, const float* channels,
-                                               int num_channels) const {
-        if (piece + kPiecesAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
-        const auto [voxel, length] = lattice_.pieces[piece + kPiecesAhead];
-        for (int c = 0; c < num_channels; ++c) {
-            __builtin_prefetch(channels + c * num_voxels_ + voxel, kToWrite);
-            __builtin_prefetch(channels + c * num_voxels_ + voxel + length - 1, kToWrite);
-        }
     }
 
     // Whether a voxel of a tile is among the marked ones, such as `receivers`; nullptr: all are.
@@ -471,8 +456,8 @@ class LatticeFilter final : public Filter {
     }
 
     template <int C, class Row>
-    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post,
-                const float* channel_weight, Row* scratch, float* sum, float* inverse) const {
+    void slice_(const Lattice::Tile& tile, const Row* rows, const Filtering& group, Row* scratch,
+                float* inverse) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
@@ -489,33 +474,28 @@ class LatticeFilter final : public Filter {
         slice_rows(tile, buffer, received,
                    [&](int64_t first, int64_t) { return needed[first / kLanes]; });
         const float* from = reinterpret_cast<const float*>(received);
-        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
-            const Lattice::Piece& piece = lattice_.pieces[p];
-            prefetch_ahead<true>(p, sum, group);
-            if (!has_any(piece, receivers)) {
-                from += piece.length * C;
-                continue;
-            }
-            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
-                const int64_t count = std::min<int64_t>(kLanes, end - n);
+        for_vectors<true>(
+            tile, group.sum, group.num_channels,
+            [&](const Lattice::Piece& piece, int64_t n, int64_t count) {
+                const float* const own = std::exchange(from, from + count * C);
+                if (!has_any(piece, receivers)) return;
                 vfloat channel[C];
-                deinterleave<C>(from, channel);
+                deinterleave<C>(own, channel);
                 vfloat scale = splat_lanes(1.0f);
                 if (inverse) {
-                    scale = 1.0f / vmax(channel[group] * amplitude_, splat_lanes(kTiny));
+                    scale =
+                        1.0f / vmax(channel[group.num_channels] * amplitude_, splat_lanes(kTiny));
                     store_some(inverse + n, scale, count);
-                } else if (post) {
-                    scale = load_some(post + n, count);
+                } else if (group.post) {
+                    scale = load_some(group.post + n, count);
                 }
                 scale *= amplitude_;
-                for (int c = 0; c < group; ++c) {
-                    float* to = sum + c * num_voxels_ + n;
-                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]),
+                for (int c = 0; c < group.num_channels; ++c) {
+                    float* to = group.sum + c * num_voxels_ + n;
+                    store_some(to, load_some(to, count) + channel[c] * (scale * group.weight_of(c)),
                                count);
                 }
-                from += count * C;
-            }
-        }
+            });
     }
 
     const int64_t num_voxels_;
@@ -528,14 +508,13 @@ class LatticeFilter final : public Filter {
 };
 }  // namespace
 
-std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
+std::unique_ptr<Filter> make_lattice_filter(const KernelInput& input, ThreadPool& pool) {
     return std::make_unique<LatticeFilter>(input, pool);
 }
 
-bool accumulate_mean(Filter& filter, const float* values, int num_channels, float* scale,
-                     float* sum, Workspace& workspace) {
+bool accumulate_mean(Filter& filter, const Filtering& wanted, float* scale, Workspace& workspace) {
     auto* const lattice = dynamic_cast<LatticeFilter*>(&filter);
-    if (lattice) lattice->accumulate_mean(values, num_channels, scale, sum, workspace);
+    if (lattice) lattice->accumulate_mean(wanted, scale, workspace);
     return lattice != nullptr;
 }
 }  // namespace crf

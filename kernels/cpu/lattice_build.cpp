@@ -1,9 +1,7 @@
 // Builds a lattice, and links its vertices to their neighbors along each direction.
 #include "cpu/lattice_build.h"
 
-#include "cpu/filter.h"
 #include "cpu/lattice_vertices.h"
-#include "cpu/simd.h"
 
 namespace crf {
 namespace {
@@ -213,9 +211,8 @@ ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool
 inline Buffer<uint8_t> pack_bits(const Buffer<uint8_t>& bytes, ThreadPool& pool) {
     const int64_t size = bytes.size / 8;
     Buffer<uint8_t> bits(size + kBitPadding);
-    pool.run((size + kChainBlock - 1) / kChainBlock, [&](int64_t block, int) {
-        for (int64_t i = block * kChainBlock; i < std::min((block + 1) * kChainBlock, size); ++i)
-            bits[i] = bits_of_eight(bytes.get() + 8 * i);
+    pool.run_blocks(size, kChainBlock, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) bits[i] = bits_of_eight(bytes.get() + 8 * i);
     });
     std::fill(bits.get() + size, bits.get() + bits.size, uint8_t{0});
     return bits;
@@ -290,8 +287,8 @@ constexpr int kAxesOfPoints = 3;
 constexpr int64_t kSampledTiles = 8;
 
 template <class Key>
-Lattice build(const BilateralInput& input, const LatticeGeometry& geometry,
-              const KeySpace<Key>& space, ThreadPool& pool) {
+Lattice build(const KernelInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space,
+              ThreadPool& pool) {
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
     Lattice& lattice = tiles;
     lattice.num_features = geometry.num_features;
@@ -315,13 +312,13 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry,
 }
 }  // namespace
 
-Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
+Lattice build_lattice(const KernelInput& input, ThreadPool& pool) {
     return with_key_space(input, [&](const auto& geometry, const auto& space) {
         return build(input, geometry, space, pool);
     });
 }
 
-bool fits_lattice(const BilateralInput& input) {
+bool fits_lattice(const KernelInput& input) {
     try {
         return with_key_space(input, [](const auto&, const auto&) { return true; });
     } catch (const CapacityError&) {
@@ -329,7 +326,7 @@ bool fits_lattice(const BilateralInput& input) {
     }
 }
 
-double estimate_vertices_per_voxel(const BilateralInput& input) {
+double estimate_vertices_per_voxel(const KernelInput& input) {
     if (!fits_lattice(input)) return std::numeric_limits<double>::infinity();
     return with_key_space(input, [&](const auto& geometry, const auto& space) {
         return sample_vertices_per_voxel(input, geometry, space, kSampledTiles);

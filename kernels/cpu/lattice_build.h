@@ -75,12 +75,12 @@ struct Lattice {
 constexpr int64_t kPiecesAhead = 12;
 
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
-Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
+Lattice build_lattice(const KernelInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.
-bool fits_lattice(const BilateralInput& input);
+bool fits_lattice(const KernelInput& input);
 
 // Vertices per voxel, estimated from a few tiles; a lattice's cost depends on it. Infinite if no
 // lattice can be built.
-double estimate_vertices_per_voxel(const BilateralInput& input);
+double estimate_vertices_per_voxel(const KernelInput& input);
 }  // namespace crf

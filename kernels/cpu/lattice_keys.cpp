@@ -9,7 +9,7 @@ int bit_width(int64_t largest) { return std::bit_width(static_cast<uint64_t>(lar
 }  // namespace
 
 // Field widths from the range of every coordinate, by interval arithmetic on the elevation.
-KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geometry) {
+KeyLayout layout_keys(const KernelInput& input, const LatticeGeometry& geometry) {
     const Voxels& voxels = *input.voxels;
     const int d = geometry.num_features;
     const int num_modalities = static_cast<int>(input.intensity.size());

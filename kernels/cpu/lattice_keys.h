@@ -52,7 +52,7 @@ inline uint32_t hash_key(WideKey key) {
 }
 
 // Throws CapacityError if a feature spans more bandwidths than integers can count.
-KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geometry);
+KeyLayout layout_keys(const KernelInput& input, const LatticeGeometry& geometry);
 
 // Total bits of a key's fields.
 inline int key_bits(const KeyLayout& layout) {
@@ -166,8 +166,8 @@ class KeySpace {
 // Calls function(geometry, key space) with the narrowest keys that hold the image's features.
 // Throws CapacityError without any.
 template <class Function>
-auto with_key_space(const BilateralInput& input, Function&& function) {
-    const LatticeGeometry geometry = choose_geometry(num_features(input));
+auto with_key_space(const KernelInput& input, Function&& function) {
+    const LatticeGeometry geometry = choose_geometry(input.num_features());
     const KeyLayout layout = layout_keys(input, geometry);
     const int bits = key_bits(layout);
     if (bits < 32) return function(geometry, KeySpace<uint32_t>(layout));

@@ -2,10 +2,8 @@
 #include "cpu/mean_field.h"
 
 #include "cpu/mean_field_messages.h"
-#include "cpu/simd.h"
 #include "cpu/update.h"
 #include "cpu/volume.h"
-#include "cpu/voxel_rows.h"
 
 namespace crf {
 namespace {
@@ -37,19 +35,34 @@ class MeanField {
         const StepSums at_start = total(block_sums_);
         double unary = at_start.unary;
         volumes_.start();
-        if (keeps_logits_ || options_.num_iterations == 0) write_start(out_);
+        if (keeps_logits_ || options_.num_iterations == 0)
+            for_blocks([&](int64_t block, float* memory) {
+                load_logits(block, memory);
+                store_to_grid(voxels_, memory, block, num_labels_, out_);
+            });
 
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             const bool is_last = t + 1 == options_.num_iterations;
 
             messages_.send(old_marginals_);  // (2)
-            if (is_last && options_.is_last_run) free_kernels();
+            if (is_last && options_.is_last_run) {
+                messages_.finish();
+                release_idle();
+            }
             choose_new_marginals(is_last);
             const double of_volumes = volumes_.energy();
-            if (volumes_) outcome.volume_bias.push_back(balance_volumes());
+            if (volumes_)
+                outcome.volume_bias.push_back(
+                    volumes_.balance(pool_, [&](int64_t block, int thread) {
+                        float* const memory = scratch_[thread].get();
+                        with_num_labels([&](auto known) { preview<known.value>(block, memory); });
+                        return memory;
+                    }));
             const GridView<float>* const target = keeps_logits_ || is_last ? &out_ : nullptr;
-            for_blocks([&](int64_t block, float* memory) { update(block, memory, target); });
+            for_blocks([&](int64_t block, float* memory) {
+                with_num_labels([&](auto known) { update<known.value>(block, memory, target); });
+            });
             old_marginals_ = new_marginals_;
 
             const StepSums sums = total(block_sums_);
@@ -144,30 +157,6 @@ class MeanField {
         }
     }
 
-    // The largest x_0 of each voxel.
-    template <int L>
-    [[gnu::always_inline]] vfloat largest_logit(const LabelLanes& x) const {
-        const int num_labels = L > 0 ? L : num_labels_;
-        vfloat largest = x[0];
-        for (int l = 1; l < num_labels; ++l) largest = vmax(x[l], largest);
-        return largest;
-    }
-
-    // The most probable label of the marginals before the step; of equal ones the lowest.
-    template <int L>
-    [[gnu::always_inline]] vint old_label(const BlockRows& rows, int64_t i) const {
-        const int num_labels = L > 0 ? L : num_labels_;
-        vint label{};
-        vfloat largest = load(rows.marginals + i);
-        for (int l = 1; l < num_labels; ++l) {
-            const vfloat marginal = load(rows.marginals + l * kBlockRow + i);
-            const vint is_larger = marginal > largest;
-            largest = select(is_larger, marginal, largest);
-            label = select(is_larger, vint{} + l, label);
-        }
-        return label;
-    }
-
     // (7).
     bool has_converged(const StepSums& sums) const {
         return options_.tolerance > 0 && sums.divergence / num_voxels_ < options_.tolerance &&
@@ -186,7 +175,7 @@ class MeanField {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
             const vint valid = first_lanes(lanes);
             const LabelLanes rows{memory + i};
-            largest += select(valid, largest_logit<0>(rows), vfloat{});
+            largest += select(valid, largest_label<0>(rows, num_labels_).largest, vfloat{});
             const UpdateLanes lanes_start = update_marginals<0>(rows, rows, num_labels_);
             log_sum += select(valid, lanes_start.log_sum, vfloat{});
             for (int lane = 0; counts_labels && lane < lanes; ++lane) {
@@ -213,7 +202,8 @@ class MeanField {
         for (int64_t i = 0; i < count; i += kLanes) {
             const int64_t left = count - i;
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
-            const vfloat largest = largest_logit<L>({rows.logits + i});
+            const vfloat largest =
+                largest_label<L>(LabelLanes{rows.logits + i}, num_labels_).largest;
             const vfloat all = load_messages(rows, block * kVoxelBlock, i, left, is_final);
             subtract_pairwise<L>(rows, i, all, largest, valid, quadratic);
         }
@@ -222,12 +212,8 @@ class MeanField {
     }
 
     // A step: new marginals from messages and old marginals, and new logits if `out` is given.
-    void update(int64_t block, float* memory, const GridView<float>* out) {
-        with_num_labels([&](auto known) { update_labels<known.value>(block, memory, out); });
-    }
-
     template <int L>
-    void update_labels(int64_t block, float* memory, const GridView<float>* out) {
+    void update(int64_t block, float* memory, const GridView<float>* out) {
         const BlockRows rows(memory, L > 0 ? L : num_labels_, options_.is_potts);
         const int64_t count = num_in_block(block);
         const vfloat quadratic = new_logits<L>(block, rows, true);
@@ -244,7 +230,9 @@ class MeanField {
                 const vfloat change =
                     kl_divergence<L>(lanes, {rows.marginals + i}, num_labels_, implied_);
                 divergence += select(valid, change, vfloat{});
-                flips += select(valid, now.label != old_label<L>(rows, i), vint{});  // -1 if true
+                const LabelLanes before{rows.marginals + i};
+                const vint label = largest_label<L>(before, num_labels_).label;
+                flips += select(valid, now.label != label, vint{});  // -1 if true
             }
         }
         store_marginals(block, rows.logits);
@@ -258,18 +246,9 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // The biases of the labels with which the new marginals keep the volumes.
-    const std::vector<double>& balance_volumes() {
-        return volumes_.balance(pool_, [&](int64_t block, int thread) {
-            float* const memory = scratch_[thread].get();
-            with_num_labels([&](auto known) { preview_labels<known.value>(block, memory); });
-            return memory;
-        });
-    }
-
     // The marginals that a block would have with the present biases of the volume term.
     template <int L>
-    void preview_labels(int64_t block, float* memory) {
+    void preview(int64_t block, float* memory) {
         const BlockRows rows(memory, L > 0 ? L : num_labels_, options_.is_potts);
         new_logits<L>(block, rows, false);
         const int64_t count = num_in_block(block);
@@ -279,20 +258,12 @@ class MeanField {
         }
     }
 
-    void write_start(const GridView<float>& out) {
-        for_blocks([&](int64_t block, float* memory) {
-            load_logits(block, memory);
-            store_to_grid(voxels_, memory, block, num_labels_, out);
-        });
-    }
-
     // ---- Loops and memory.
 
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
-              const GridView<const float>& logits, const GridView<float>& out, float* record,
-              ThreadPool& pool, Workspace& workspace)
-        : voxels_(voxels),
+    MeanField(KernelSet& set, const MeanFieldOptions& options, const GridView<const float>& logits,
+              const GridView<float>& out, float* record, ThreadPool& pool, Workspace& workspace)
+        : voxels_(set.voxels),
           options_(options),
           logits_(logits),
           out_(out),
@@ -300,13 +271,13 @@ class MeanField {
           pool_(pool),
           num_labels_(options.num_labels),
           num_channels_(options.num_channels()),
-          num_voxels_(voxels.num_voxels),
-          num_blocks_(num_voxel_blocks(voxels.num_voxels)),
+          num_voxels_(voxels_.num_voxels),
+          num_blocks_(num_voxel_blocks(num_voxels_)),
           implied_(options.last_is_implied()),
           keeps_logits_(options.tolerance > 0),
           num_stored_(num_channels_),
-          messages_(kernels, options, voxels.num_voxels, record != nullptr, pool, workspace),
-          volumes_(options, voxels.num_voxels, pool) {
+          messages_(set.kernels, options, num_voxels_, record != nullptr, pool, workspace),
+          volumes_(options, num_voxels_, pool) {
         if (!record_) own_marginals_ = Buffer<float>(num_marginal_rows() * num_voxels_);
         old_marginals_ = record_ ? record_ : own_marginals_.get();
         new_marginals_ = old_marginals_;
@@ -317,7 +288,7 @@ class MeanField {
         const int num_rows = BlockRows::num_rows(options_.is_potts) * num_labels_;
         for (Buffer<float>& memory : scratch_) memory = Buffer<float>(num_rows * kBlockRow);
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
-        if (num_voxels_ == voxels.box_size) workspace.floats(num_voxels_);
+        if (num_voxels_ == voxels_.box_size) workspace.floats(num_voxels_);
         release_idle();
     }
 
@@ -373,11 +344,6 @@ class MeanField {
 
     void store_marginals(int64_t block, const float* rows) {
         store_rows(rows, num_voxels_, block, num_stored_, new_marginals_);
-    }
-
-    void free_kernels() {
-        messages_.finish();
-        release_idle();
     }
 
     // Before an array of all labels is touched for the first time.
@@ -439,15 +405,14 @@ bool MeanFieldOptions::has_symmetric_penalties() const {
     return true;
 }
 
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels,
-                                const MeanFieldOptions& options,
+MeanFieldOutcome run_mean_field(KernelSet& set, const MeanFieldOptions& options,
                                 const GridView<const float>& logits, const GridView<float>& out,
                                 float* record, Buffer<float>* marginals, ThreadPool& pool,
                                 Workspace& workspace, const StepCallback& callback) {
-    MeanField mean_field(voxels, kernels, options, logits, out, record, pool, workspace);
+    MeanField mean_field(set, options, logits, out, record, pool, workspace);
     const MeanFieldOutcome outcome = mean_field.run(callback);
     if (marginals) *marginals = mean_field.marginals();
-    write_outside(voxels, options, logits, out, pool);
+    write_outside(set.voxels, options, logits, out, pool);
     return outcome;
 }
 }  // namespace crf

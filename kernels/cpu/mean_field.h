@@ -2,8 +2,7 @@
 // energy, and the stopping rule.
 #pragma once
 
-#include "cpu/filter.h"
-#include "cpu/simd.h"
+#include "cpu/kernel_set.h"
 #include "cpu/voxel_rows.h"
 
 namespace crf {
@@ -82,8 +81,7 @@ using StepCallback = FunctionRef<int, int>;
 // pass needs; with a volume term (steps + 1, channel, voxel), also for those after the last one.
 // marginals: nullptr, or set to those after the last step, (label, voxel), if the options ask for
 // them and no step was left out.
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels,
-                                const MeanFieldOptions& options,
+MeanFieldOutcome run_mean_field(KernelSet& set, const MeanFieldOptions& options,
                                 const GridView<const float>& logits, const GridView<float>& out,
                                 float* record, Buffer<float>* marginals, ThreadPool& pool,
                                 Workspace& workspace, const StepCallback& callback);

@@ -4,7 +4,6 @@
 #include "cpu/message_backward.h"
 #include "cpu/update.h"
 #include "cpu/volume.h"
-#include "cpu/voxel_rows.h"
 
 namespace crf {
 namespace {
@@ -13,23 +12,20 @@ namespace {
 // respect to a kernel's message.
 class Backward {
    public:
-    Backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
-             const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
-             const BackwardInput& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
-        : voxels_(voxels),
-          kernels_(kernels),
-          features_(features),
+    Backward(const KernelSet& set, const MeanFieldOptions& options, const BackwardInput& input,
+             bool wants_image, ThreadPool& pool, Workspace& workspace)
+        : set_(set),
+          voxels_(set.voxels),
           options_(options),
           input_(input),
           pool_(pool),
           num_labels_(options.num_labels),
           num_sent_(options.num_labels - 1),
           num_channels_(options.num_channels()),
-          num_voxels_(voxels.num_voxels),
-          num_blocks_(num_voxel_blocks(voxels.num_voxels)),
+          num_voxels_(voxels_.num_voxels),
+          num_blocks_(num_voxel_blocks(num_voxels_)),
           gradients_(empty_gradients()),
-          messages_(voxels, kernels, features, options, input.wants_theta, wants_image, gradients_,
-                    pool, workspace) {
+          messages_(set, options, input.wants_theta, wants_image, gradients_, pool, workspace) {
         grad_x_ = Buffer<float>(num_labels_ * num_voxels_);
         grad_start_ = Buffer<float>(num_labels_ * num_voxels_);
         z_ = Buffer<float>(num_labels_ * num_voxels_);
@@ -54,12 +50,12 @@ class Backward {
             step_back(recorded(t));
         }
         if (input_.wants_theta || grad_image)
-            for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_normalization(m);
+            for (size_t m = 0; m < set_.kernels.size(); ++m) messages_.pass_normalization(m);
         finish(grad_logits);
         if (grad_image) messages_.store_image(grad_image);
-        for (size_t m = 0; m < kernels_.size(); ++m)
-            for (int f = 0; f < features_[m].size(); ++f)
-                gradients_.theta[m][f] /= features_[m].theta(f);
+        for (size_t m = 0; m < set_.kernels.size(); ++m)
+            for (int f = 0; f < set_.inputs[m].num_features(); ++f)
+                gradients_.theta[m][f] /= set_.inputs[m].theta(f);
         return gradients_;
     }
 
@@ -68,10 +64,11 @@ class Backward {
 
     MeanFieldGradients empty_gradients() const {
         MeanFieldGradients gradients;
-        gradients.weight.assign(kernels_.size(), std::vector<double>(num_labels_));
+        gradients.weight.assign(set_.kernels.size(), std::vector<double>(num_labels_));
         gradients.compatibility.assign(num_labels_ * num_labels_, 0);
         gradients.bias.assign(num_labels_, 0);
-        for (const FeatureColumns& f : features_) gradients.theta.emplace_back(f.size());
+        for (const KernelInput& input : set_.inputs)
+            gradients.theta.emplace_back(input.num_features());
         return gradients;
     }
 
@@ -149,7 +146,7 @@ class Backward {
         });
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
         const StepGradients gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
-        for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_step(m, gradients);
+        for (size_t m = 0; m < set_.kernels.size(); ++m) messages_.pass_step(m, gradients);
         for_blocks([&](int64_t block, int thread) {
             add_update_back(record, block, scratch_[thread].get());
         });
@@ -236,10 +233,6 @@ class Backward {
         });
         for (double total : sums)
             gradients_.temperature -= total / static_cast<double>(options_.temperature);
-        add_bias(inverse);
-    }
-
-    void add_bias(float inverse) {
         pool_.run(num_labels_, [&](int64_t label, int) {
             const float* start = grad_start_.get() + label * num_voxels_;
             const float* x = grad_x_.get() + label * num_voxels_;
@@ -252,9 +245,8 @@ class Backward {
                                       static_cast<double>(options_.temperature);
     }
 
+    const KernelSet& set_;
     const Voxels& voxels_;
-    const std::vector<Kernel>& kernels_;
-    const std::vector<FeatureColumns>& features_;
     const MeanFieldOptions& options_;
     const BackwardInput& input_;
     ThreadPool& pool_;
@@ -272,14 +264,11 @@ class Backward {
 };
 }  // namespace
 
-MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
-                                           const std::vector<FeatureColumns>& features,
-                                           const MeanFieldOptions& options,
+MeanFieldGradients run_mean_field_backward(const KernelSet& set, const MeanFieldOptions& options,
                                            const BackwardInput& input, float* grad_logits,
                                            float* grad_image, ThreadPool& pool,
                                            Workspace& workspace) {
-    Backward backward(voxels, kernels, features, options, input, grad_image != nullptr, pool,
-                      workspace);
+    Backward backward(set, options, input, grad_image != nullptr, pool, workspace);
     return backward.run(grad_logits, grad_image);
 }
 }  // namespace crf

@@ -3,9 +3,7 @@
 // forward pass has recorded the marginals of each step; messages are filtered again.
 #pragma once
 
-#include "cpu/filter.h"
 #include "cpu/mean_field.h"
-#include "cpu/voxel_rows.h"
 
 namespace crf {
 // Gradients of a loss with respect to parameters, summed in double precision in a fixed order: the
@@ -32,9 +30,7 @@ struct BackwardInput {
 
 // grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros, written
 // inside the mask, or nullptr.
-MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
-                                           const std::vector<FeatureColumns>& features,
-                                           const MeanFieldOptions& options,
+MeanFieldGradients run_mean_field_backward(const KernelSet& set, const MeanFieldOptions& options,
                                            const BackwardInput& input, float* grad_logits,
                                            float* grad_image, ThreadPool& pool,
                                            Workspace& workspace);

@@ -38,8 +38,7 @@ std::string message(const FloatArray& values, const FloatArray& image,
                             workspace, BuildCallback());
         const Kernel& kernel = set.kernels.front();
         Buffer<float> sent(num_channels * voxels.num_voxels),
-            received(num_channels * voxels.num_voxels);
-        std::fill(received.get(), received.get() + received.size, 0.0f);
+            received = filled(num_channels * voxels.num_voxels, 0.0f, pool);
         const auto for_runs = [&](auto&& copy) {
             for (const Run& run : voxels.runs)
                 for (int c = 0; c < num_channels; ++c)
@@ -49,10 +48,7 @@ std::string message(const FloatArray& values, const FloatArray& image,
         for_runs([&](int64_t grid, int64_t voxel, int32_t count) {
             std::copy_n(values.data() + grid, count, sent.get() + voxel);
         });
-        const std::vector<float> weight(num_channels, 1.0f);
-        kernel.filter->accumulate(sent.get(), num_channels,
-                                  kernel.scales_sent ? kernel.scale.get() : nullptr,
-                                  kernel.scale.get(), weight.data(), received.get(), workspace);
+        kernel.accumulate(sent.get(), num_channels, nullptr, received.get(), workspace);
         for_runs([&](int64_t grid, int64_t voxel, int32_t count) {
             std::copy_n(received.get() + voxel, count, out.data() + grid);
         });
@@ -65,17 +61,19 @@ std::vector<std::string> plan_filters(const FloatArray& image, const std::option
                                       const std::vector<double>& spacing, const KernelSetSpec& spec,
                                       int threads) {
     require_kernels(image, mask, spacing, spec);
-    ThreadPool pool(threads, check_signals);
-    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
-    std::vector<std::string> planned;
-    for (const KernelSpec& kernel : spec.kernels) {
-        if (kernel.kind != "bilateral") continue;
-        const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_position),
-                                   kernel.theta_intensity,
-                                   channel_pointers(image, voxels.grid_size), pool);
-        planned.push_back(choose_filter(spec.filter, input, spec.calls()));
-    }
-    return planned;
+    return run_pool(threads, [&](ThreadPool& pool) {
+        const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+        std::vector<std::string> planned;
+        for (const KernelSpec& kernel : spec.kernels) {
+            if (kernel.kind != "bilateral") continue;
+            const KernelInput input(voxels, on_box_axes(voxels, kernel.theta_position),
+                                    kernel.theta_intensity,
+                                    channel_pointers(image, voxels.grid_size), pool);
+            input.require_span();
+            planned.push_back(choose_filter(spec.filter, input, spec.calls()));
+        }
+        return planned;
+    });
 }
 
 // Label maps, softmax and ranges of whole grids, of channels (channel, *grid).

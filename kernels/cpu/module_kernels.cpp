@@ -67,9 +67,8 @@ class Kernels {
                 const nb::gil_scoped_acquire gil;
                 image_ = FloatArray();
             }
-            outcome =
-                run_mean_field(*voxels_, set_->kernels, options, from, to, nullptr, marginals.get(),
-                               *pool_, call.workspace, Reporter{progress, "mean field"});
+            outcome = run_mean_field(*set_, options, from, to, nullptr, marginals.get(), *pool_,
+                                     call.workspace, Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result = as_dict(outcome);
@@ -99,8 +98,8 @@ class Kernels {
         const MeanFieldOptions options = options_of_record(model, part, record);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
-        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr,
-                              *pool_, call.workspace, StepCallback())
+        return run_mean_field(*set_, options, from, to, record.data(), nullptr, *pool_,
+                              call.workspace, StepCallback())
             .volume_bias;
     }
 
@@ -126,9 +125,9 @@ class Kernels {
                                       dense_view(gradient.data(), grid_shape_), wants_theta};
             for (Kernel& kernel : set_->kernels)
                 find_ones(kernel, num_voxels(), *pool_, call.workspace);
-            gradients = run_mean_field_backward(
-                *voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
-                grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
+            gradients = run_mean_field_backward(*set_, options, input, grad_logits.data(),
+                                                grad_image ? grad_image->data() : nullptr, *pool_,
+                                                call.workspace);
         }
         nb::dict result;
         result["weights"] = gradients.weight;

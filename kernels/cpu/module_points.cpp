@@ -27,10 +27,12 @@ class Points {
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape(features),
                                            std::vector<double>(features.ndim() - 1, 1.0), nullptr);
-        const BilateralInput input(*voxels_, {}, std::vector<double>(features.shape(0), 1.0),
-                                   pointers(), *pool_);
-        filter_ = filter == "exact" ? make_exact_filter(input, *pool_)
-                                    : make_lattice_filter(input, *pool_);
+        input_ = std::make_unique<KernelInput>(*voxels_, std::vector<double>(),
+                                               std::vector<double>(features.shape(0), 1.0),
+                                               channel_pointers(features, num_points()), *pool_);
+        input_->require_span();
+        filter_ = filter == "exact" ? make_exact_filter(*input_, *pool_)
+                                    : make_lattice_filter(*input_, *pool_);
     }
 
     std::string description() const { return filter_->description(); }
@@ -46,8 +48,13 @@ class Points {
             !scale || (scale->ndim() == 1 && static_cast<int64_t>(scale->size()) == num_points()),
             "expected a scale per point");
         EngineCall call(one_call_, *pool_);
-        filter_values(values, scale ? scale->data() : nullptr, transposed, out.data(),
-                      call.workspace);
+        const float* const post = scale ? scale->data() : nullptr;
+        const Filtering wanted{values.data(), num_channels(values), out.data(), nullptr, post};
+        if (transposed) {
+            filter_->accumulate_transposed(wanted, call.workspace);
+        } else {
+            filter_->accumulate(wanted, call.workspace);
+        }
     }
 
     // out += the sums of K values over those of K ones, whose inverses are the `scale`.
@@ -59,8 +66,8 @@ class Points {
         require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(),
                 "expected room for a scale per point");
         EngineCall call(one_call_, *pool_);
-        return accumulate_mean(*filter_, values.data(), static_cast<int>(values.shape(0)),
-                               scale.data(), out.data(), call.workspace);
+        return accumulate_mean(*filter_, {values.data(), num_channels(values), out.data()},
+                               scale.data(), call.workspace);
     }
 
     // gradient = the derivative of sum(u * K v) with respect to the features, in their shape, of
@@ -71,45 +78,31 @@ class Points {
         require(shape_of(gradient) == shape_of(features_),
                 "expected room for the gradient in the shape of the features");
         EngineCall call(one_call_, *pool_);
-        const int num_channels = static_cast<int>(u.shape(0));
-        Buffer<float> kv(num_channels * num_points()), ktu(num_channels * num_points());
-        for (Buffer<float>* filtered : {&kv, &ktu})
-            std::fill(filtered->get(), filtered->get() + filtered->size, 0.0f);
-        filter_values(v, nullptr, false, kv.get(), call.workspace);
-        filter_values(u, nullptr, true, ktu.get(), call.workspace);
+        const int count = num_channels(u);
+        const Buffer<float> kv = filled(count * num_points(), 0.0f, *pool_);
+        const Buffer<float> ktu = filled(count * num_points(), 0.0f, *pool_);
+        filter_->accumulate({v.data(), count, kv.get()}, call.workspace);
+        filter_->accumulate_transposed({u.data(), count, ktu.get()}, call.workspace);
         std::fill(gradient.data(), gradient.data() + gradient.size(), 0.0f);
-        const FeatureColumns columns(*voxels_, {}, std::vector<double>(features_.shape(0), 1.0),
-                                     pointers());
         std::vector<double> squared(features_.shape(0));
         MomentSums sums(num_points(), *pool_, call.workspace);
-        filter_->add_moments({u.data(), v.data(), kv.get(), ktu.get(), num_channels}, columns,
+        filter_->add_moments({u.data(), v.data(), kv.get(), ktu.get(), count}, *input_,
                              squared.data(), gradient.data(), sums);
     }
 
    private:
     int64_t num_points() const { return voxels_->num_voxels; }
-    std::vector<const float*> pointers() const { return channel_pointers(features_, num_points()); }
+    static int num_channels(const FloatArray& values) { return static_cast<int>(values.shape(0)); }
 
     void require_points(const FloatArray& channels) const {
         require(channels.ndim() == 2 && static_cast<int64_t>(channels.shape(1)) == num_points(),
                 "expected values (channel, point)");
     }
 
-    void filter_values(const FloatArray& values, const float* scale, bool transposed, float* out,
-                       Workspace& workspace) {
-        const int num_channels = static_cast<int>(values.shape(0));
-        const std::vector<float> weight(num_channels, 1.0f);
-        if (transposed)
-            filter_->accumulate_transposed(values.data(), num_channels, nullptr, scale,
-                                           weight.data(), out, workspace);
-        else
-            filter_->accumulate(values.data(), num_channels, nullptr, scale, weight.data(), out,
-                                workspace);
-    }
-
     const FloatArray features_;
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
+    std::unique_ptr<KernelInput> input_;
     std::unique_ptr<Filter> filter_;
     OneCall one_call_;
 };

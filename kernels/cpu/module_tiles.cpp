@@ -13,7 +13,6 @@ struct nanobind::detail::dtype_traits<crf::Half> {
 
 namespace crf {
 namespace {
-using Extents = std::array<int64_t, 3>;
 // Of each kernel: of position along each axis, and of intensity.
 using Bandwidths = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
 using Indices = Contiguous<const int64_t, nb::ndim<1>>;
@@ -37,7 +36,7 @@ Tiling checked_tiling(const Extents& shape, const Extents& tile) {
         of_tile *= tile[a];
     }
     require(tile[2] == kLanes, "expected tiles of 16 voxels along the last axis");
-    return Tiling({shape[0], shape[1], shape[2]}, {tile[0], tile[1], tile[2]});
+    return Tiling(shape, tile);
 }
 
 template <class... Arrays>
@@ -83,20 +82,6 @@ int64_t checked_planes(const Array& planes, const Tiling& tiling) {
     return static_cast<int64_t>(planes.shape(0));
 }
 
-// The channel: (plane, y, x), whose rows are contiguous, or (tiles, voxels of a tile), all of it
-// contiguous.
-template <class T>
-Channel<T> channel_of(const StoredBox<T>& values) {
-    require(values.ndim() >= 2, "expected a channel of three axes, or the voxels of tiles");
-    const size_t last = values.ndim() - 1;
-    require(values.shape(last) <= 1 || values.stride(last) == 1, "expected contiguous rows");
-    const bool is_grid = values.ndim() == 3;
-    require(is_grid || values.shape(0) <= 1 ||
-                values.stride(0) == static_cast<int64_t>(values.shape(1)),
-            "expected tiles one after the other");
-    return {values.data(), values.stride(last - 1), is_grid ? values.stride(0) : 0};
-}
-
 // A tiling with the work on it. T: float or Half. Label: uint8_t or uint16_t.
 class Tiles {
    public:
@@ -114,7 +99,6 @@ class Tiles {
                 "expected planes of the grid");
         require(label >= 0 && label < kMaxLabels, "expected a label from 0 to 65535");
         require_grid(tiling_, log_sum, best, labels, is_equal);
-        if (mask) require_grid(tiling_, *mask);
         if (best_biased) require_grid(tiling_, *best_biased);
         require_size(tile_margin, tiling_.num_tiles(), "expected room for one margin per tile");
         float* const biased = best_biased ? best_biased->data() : nullptr;
@@ -122,10 +106,9 @@ class Tiles {
         uint8_t* const equal = reinterpret_cast<uint8_t*>(is_equal.data());
         const Survey state{log_sum.data(), best.data(),         labels.data(), equal,
                            biased,         inverse_temperature, bias};
-        const Channel<T> channel = channel_of<T>(values);
+        const TileChannel<T> channel = channel_of<T>(values, true, nullptr, is_probability, mask);
         run_pool(threads_, [&](ThreadPool& pool) {
-            survey_channel(tiling_, channel, first_plane, num_planes, label, {is_probability},
-                           mask_data(mask), state, tile_margin.data(), pool);
+            channel.survey(first_plane, num_planes, label, state, tile_margin.data(), pool);
         });
     }
 
@@ -134,55 +117,45 @@ class Tiles {
                  bool is_probability, float bias, float inverse_temperature,
                  const std::optional<MaskArray>& mask, const FloatOut& log_sum,
                  const FloatOut& lowest_sum, float threshold, const FloatOut& margin) const {
-        const TileSource<T> source = source_of<T>(values, is_whole_grid, tiles);
+        const TileChannel<T> channel =
+            channel_of<T>(values, is_whole_grid, &tiles, is_probability, mask);
         require_grid(tiling_, log_sum);
-        if (mask) require_grid(tiling_, *mask);
         require_size(lowest_sum, tiling_.num_tiles(), "expected one sum per tile");
-        require_size(margin, static_cast<int64_t>(tiles.size()),
-                     "expected room for one margin per tile");
+        require_size(margin, channel.num_tiles, "expected room for one margin per tile");
         const Survey state{log_sum.data(),      nullptr, nullptr, nullptr, nullptr,
                            inverse_temperature, bias};
         run_pool(threads_, [&](ThreadPool& pool) {
-            tile_margins(tiling_, source, {is_probability}, mask_data(mask), state,
-                         lowest_sum.data(), threshold, margin.data(), pool);
+            channel.margins(state, lowest_sum.data(), threshold, margin.data(), pool);
         });
     }
 
     template <class T>
-    void gather(const Contiguous<const T>& values, const Indices& tiles,
-                const Contiguous<T>& out) const {
-        require_tiles(tiles, tiling_);
-        require_grid(tiling_, values);
-        require_size(out, static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels(),
+    void gather(const StoredBox<T>& values, const Indices& tiles, const Contiguous<T>& out) const {
+        const TileChannel<T> channel = channel_of<T>(values, true, &tiles, false, {});
+        require_size(out, channel.num_tiles * tiling_.tile_voxels(),
                      "expected room for the voxels of the tiles");
-        run_pool(threads_, [&](ThreadPool& pool) {
-            gather_tiles(tiling_, values.data(), tiles.data(), static_cast<int64_t>(tiles.size()),
-                         out.data(), pool);
-        });
+        run_pool(threads_, [&](ThreadPool& pool) { channel.gather(out.data(), pool); });
     }
 
     template <class T>
     void fill_entries(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles,
                       bool is_probability, const Indices& entries, const FloatOut& out) const {
-        const TileSource<T> source = source_of<T>(values, is_whole_grid, tiles);
+        const TileChannel<T> channel =
+            channel_of<T>(values, is_whole_grid, &tiles, is_probability, {});
         require_entries(tiles, entries, out, tiling_);
-        run_pool(threads_, [&](ThreadPool& pool) {
-            crf::fill_entries(tiling_, source, {is_probability}, entries.data(), out.data(), pool);
-        });
+        run_pool(threads_,
+                 [&](ThreadPool& pool) { channel.fill_entries(entries.data(), out.data(), pool); });
     }
 
     template <class Label>
     void mark_near(const Contiguous<const Label>& label_map, const Extents& reach,
                    const Contiguous<uint8_t>& near) const {
-        require_grid(tiling_, label_map);
-        require_reach(reach);
+        const TileLabels<Label> labels = labels_of(label_map, reach);
         const int64_t num_labels = static_cast<int64_t>(near.size()) / tiling_.num_tiles();
         require_size(near, num_labels * tiling_.num_tiles(),
                      "expected room for one mark per label and tile");
-        run_pool(threads_, [&](ThreadPool& pool) {
-            mark_tiles_near_labels(tiling_, label_map.data(), {reach[0], reach[1], reach[2]},
-                                   num_labels, near.data(), pool);
-        });
+        run_pool(threads_,
+                 [&](ThreadPool& pool) { labels.mark_near(num_labels, near.data(), pool); });
     }
 
     // logits: of the label at its own voxels, near them, and elsewhere.
@@ -190,8 +163,7 @@ class Tiles {
     void fill_labels(const Contiguous<const Label>& label_map, int label, const Extents& reach,
                      const std::array<float, 3>& logits, const Indices& tiles,
                      const Indices& entries, const FloatOut& out) const {
-        require_grid(tiling_, label_map);
-        require_reach(reach);
+        const TileLabels<Label> labels = labels_of(label_map, reach);
         int64_t size = 1;
         for (int a = 0; a < 3; ++a) {
             require(reach[a] <= (kMaxNeighborhood / size - tiling_.tile[a]) / 2,
@@ -200,26 +172,52 @@ class Tiles {
         }
         require_entries(tiles, entries, out, tiling_);
         run_pool(threads_, [&](ThreadPool& pool) {
-            fill_label_entries(tiling_, label_map.data(), label, {reach[0], reach[1], reach[2]},
-                               {logits[0], logits[1], logits[2]}, tiles.data(),
-                               static_cast<int64_t>(tiles.size()), entries.data(), out.data(),
-                               pool);
+            labels.fill_entries(label, {logits[0], logits[1], logits[2]}, tiles.data(),
+                                static_cast<int64_t>(tiles.size()), entries.data(), out.data(),
+                                pool);
         });
     }
 
    private:
-    // The whole grid, or the voxels of the tiles one after the other.
+    // values: planes (plane, y, x), whose rows are contiguous, all of the grid unless no tiles are
+    // given; or the voxels of the tiles, one tile after the other.
     template <class T>
-    TileSource<T> source_of(const StoredBox<T>& values, bool is_whole_grid,
-                            const Indices& tiles) const {
-        require_tiles(tiles, tiling_);
-        const int64_t size = is_whole_grid
-                                 ? tiling_.num_voxels()
-                                 : static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels();
-        require_size(values, size, "expected the voxels of the grid, or those of the tiles");
-        if (is_whole_grid) checked_planes(values, tiling_);
-        return {channel_of<T>(values), is_whole_grid, tiles.data(),
-                static_cast<int64_t>(tiles.size())};
+    TileChannel<T> channel_of(const StoredBox<T>& values, bool is_of_grid, const Indices* tiles,
+                              bool is_probability, const std::optional<MaskArray>& mask) const {
+        if (mask) require_grid(tiling_, *mask);
+        TileChannel<T> channel{tiling_,          values.data(),  0, 0, is_of_grid, nullptr, 0,
+                               {is_probability}, mask_data(mask)};
+        if (tiles) {
+            require_tiles(*tiles, tiling_);
+            channel.tiles = tiles->data();
+            channel.num_tiles = static_cast<int64_t>(tiles->size());
+            require_size(
+                values,
+                is_of_grid ? tiling_.num_voxels() : channel.num_tiles * tiling_.tile_voxels(),
+                "expected the voxels of the grid, or those of the tiles");
+        }
+        require(values.ndim() >= 2, "expected a channel of three axes, or the voxels of tiles");
+        const size_t last = values.ndim() - 1;
+        require(values.shape(last) <= 1 || values.stride(last) == 1, "expected contiguous rows");
+        if (is_of_grid) {
+            checked_planes(values, tiling_);
+            channel.row = values.stride(1);
+            channel.plane = values.stride(0);
+        } else {
+            require(
+                values.ndim() == 2 && (values.shape(0) <= 1 ||
+                                       values.stride(0) == static_cast<int64_t>(values.shape(1))),
+                "expected tiles one after the other");
+        }
+        return channel;
+    }
+
+    template <class Label>
+    TileLabels<Label> labels_of(const Contiguous<const Label>& label_map,
+                                const Extents& reach) const {
+        require_grid(tiling_, label_map);
+        require_reach(reach);
+        return {tiling_, label_map.data(), reach};
     }
 
     Tiling tiling_;
@@ -240,17 +238,8 @@ class LabelSets {
               const Indices& active, const Indices& first_entry, const Labels& label,
               const Labels& settled, int threads)
         : mask_(mask),
-          active_(copied(active)),
-          first_entry_(copied(first_entry)),
-          label_(copied(label)),
-          settled_(copied(settled)),
-          set_{checked_tiling(shape, tile),
-               mask_data(mask),
-               static_cast<int64_t>(active_.size()),
-               active_.data(),
-               first_entry_.data(),
-               label_.data(),
-               settled_.data(),
+          set_{checked_tiling(shape, tile), mask_data(mask), copied(active),
+               copied(first_entry),         copied(label),   copied(settled),
                std::vector<int64_t>()},
           threads_(threads) {
         // Numbers of tiles and of entries ascend, and each tile has one label or more.
@@ -259,20 +248,19 @@ class LabelSets {
         require_tiles(active, tiling);
         require_size(settled, tiling.num_tiles(),
                      "expected one settled label per tile, -1 where there is none");
-        require_size(first_entry, set_.num_active + 1,
+        require_size(first_entry, set_.num_active() + 1,
                      "expected the first entry of each active tile, and the number of entries");
-        require(
-            set_.first_entry[0] == 0 && set_.num_entries() == static_cast<int64_t>(label.size()),
-            "expected one label per entry");
-        for (int64_t i = 0; i < set_.num_active; ++i)
+        require(set_.first_entry.front() == 0 && set_.first_entry.back() == set_.num_entries(),
+                "expected one label per entry");
+        for (int64_t i = 0; i < set_.num_active(); ++i)
             require(set_.first_entry[i] < set_.first_entry[i + 1] &&
                         (i == 0 || set_.active[i - 1] < set_.active[i]),
                     "expected ascending tiles, each with entries");
         require_places(label, 0, kMaxLabels, "expected labels from 0 to 65535");
         require_places(settled, -1, kMaxLabels, "expected settled labels from -1 to 65535");
-        if (label.size()) largest_ = *std::max_element(label.data(), label.data() + label.size());
+        for (int32_t own : set_.label) largest_ = std::max(largest_, own);
         set_.index.assign(tiling.num_tiles(), -1);
-        for (int64_t i = 0; i < set_.num_active; ++i) set_.index[set_.active[i]] = i;
+        for (int64_t i = 0; i < set_.num_active(); ++i) set_.index[set_.active[i]] = i;
     }
 
     // kernels: an object of Kernels whose filters are used, with the channel of each entry and of
@@ -302,7 +290,7 @@ class LabelSets {
         if (built) {
             std::vector<int64_t> grid = built->grid;
             grid.insert(grid.begin(), grid.size() < 3 ? 3 - grid.size() : 0, 1);
-            require(std::equal(grid.begin(), grid.end(), tiling.shape, tiling.shape + 3),
+            require(std::equal(grid.begin(), grid.end(), tiling.shape.begin(), tiling.shape.end()),
                     "expected kernels of the grid of the tiles");
             require_labels(num_channels);
             require_size(of_entry, set_.num_entries(), "expected one channel per entry");
@@ -323,7 +311,6 @@ class LabelSets {
             const BlockCache cache;
             std::unique_lock<OneCall> lock;
             std::optional<Rest> rest;
-            std::vector<DirectKernel> direct;
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
                 KernelSet& set = built->set;
@@ -334,27 +321,29 @@ class LabelSets {
                 for (Kernel& kernel : set.kernels)
                     filters.push_back(make_channel_tile_filter(set_, channels, set.voxels,
                                                                open.data(), kernel, pool));
-            } else {
-                for (const auto& [sigma, theta_intensity] : bandwidths) {
-                    direct.push_back({sigma, {}, theta_intensity});
-                    if (!theta_intensity.empty())
-                        direct.back().intensity = channel_pointers(image, tiling.num_voxels());
-                }
             }
-            for (const DirectKernel& kernel : direct) {
-                Reporter{progress, "build"}(static_cast<int>(filters.size()),
-                                            static_cast<int>(direct.size()));
+            for (size_t k = 0; !built && k < bandwidths.size(); ++k) {
+                const auto& [sigma, theta_intensity] = bandwidths[k];
+                Reporter{progress, "build"}(static_cast<int>(k),
+                                            static_cast<int>(bandwidths.size()));
+                DirectKernel kernel{sigma, {}, theta_intensity};
+                if (!theta_intensity.empty())
+                    kernel.intensity = channel_pointers(image, tiling.num_voxels());
                 filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, pool));
             }
-            std::optional<Borders> borders;
-            const int64_t extents[3] = {reach[0], reach[1], reach[2]};
-            if (may_matter) borders.emplace(set_, mask_data(may_matter), extents, pool);
-            const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold),
-                                    exceeds.data()};
-            outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels,
-                                          static_cast<float>(unsent), logits.data(), out.data(),
-                                          borders ? &check : nullptr, pool,
-                                          Reporter{progress, "mean field"});
+            Borders borders;
+            if (may_matter) borders = find_borders(set_, mask_data(may_matter), reach, pool);
+            const TileRun run{set_,
+                              options,
+                              open.data(),
+                              num_voxels,
+                              static_cast<float>(unsent),
+                              logits.data(),
+                              out.data(),
+                              borders,
+                              static_cast<float>(threshold),
+                              exceeds.data()};
+            outcome = run_tile_mean_field(run, filters, pool, Reporter{progress, "mean field"});
         });
         return as_dict(outcome);
     }
@@ -382,7 +371,7 @@ class LabelSets {
     }
 
    private:
-    int64_t num_rows() const { return set_.num_active * (set_.tiling.tile_voxels() / kLanes); }
+    int64_t num_rows() const { return set_.num_active() * set_.tiling.tile_rows(); }
 
     void require_values(const auto& values) const {
         require_size(values, set_.num_entries() * set_.tiling.tile_voxels(),
@@ -399,16 +388,19 @@ class LabelSets {
     void require_open(const Contiguous<const LaneMask>& open) const {
         require_size(open, num_rows(),
                      "expected the open voxels of one row of an active tile each");
-        const TileSet whole{set_.tiling, nullptr, 0, nullptr, nullptr, nullptr, nullptr, {}};
-        const int64_t rows = set_.tiling.tile_voxels() / kLanes;
-        for (int64_t i = 0; i < num_rows(); ++i)
-            require((open.data()[i] & ~lanes_inside(whole, set_.active[i / rows], i % rows)) == 0,
-                    "expected open voxels of the grid");
+        std::vector<LaneMask> in_grid(set_.tiling.tile_rows());
+        for (int64_t item = 0; item < set_.num_active(); ++item) {
+            std::fill(in_grid.begin(), in_grid.end(), LaneMask{0});
+            set_.tiling.for_rows(set_.active[item], [&](const TileRow& row) {
+                in_grid[row.number] = first_lanes_mask(row.length);
+            });
+            for (size_t row = 0; row < in_grid.size(); ++row)
+                require((open.data()[item * in_grid.size() + row] & ~in_grid[row]) == 0,
+                        "expected open voxels of the grid");
+        }
     }
 
     const std::optional<MaskArray> mask_;
-    const std::vector<int64_t> active_, first_entry_;
-    const std::vector<int32_t> label_, settled_;
     TileSet set_;
     int threads_;
     int32_t largest_ = 0;  // of the labels

@@ -13,6 +13,7 @@
 
 namespace crf {
 constexpr int kLanes = 16;
+constexpr int64_t whole_vectors(int64_t count) { return whole(count, kLanes); }
 
 typedef LanesOfSize<float, 4 * kLanes> vfloat;
 typedef LanesOfSize<float, kProcessorBytes>
@@ -74,20 +75,19 @@ inline vint floor_to_int(vfloat x) {
 }
 
 // Lane i plus lane i + 8, of these sums lane i plus lane i + 4, and so on.
-template <class T, class V>
-inline T sum_of_lanes(V v) {
+template <class V, class T = float>
+inline float sum_lanes(V v) {
     if constexpr (std::is_class_v<V>) {
-        return sum_of_lanes<T>(v.low + v.high);
+        return sum_lanes(v.low + v.high);
     } else if constexpr (sizeof v > 2 * sizeof(T)) {
         typedef T Half __attribute__((vector_size(sizeof v / 2)));
         Half half[2];
         std::memcpy(half, &v, sizeof v);
-        return sum_of_lanes<T>(half[0] + half[1]);
+        return sum_lanes(half[0] + half[1]);
     } else {
         return v[0] + v[1];
     }
 }
-inline float sum_lanes(vfloat v) { return sum_of_lanes<float>(v); }
 
 template <class V>
 inline bool has_no_bits(V v) {
@@ -239,18 +239,19 @@ struct LaneRange {
     }
 };
 
-// The ends of what add(block, range) adds to the ranges of all blocks.
+// The ends of what add(begin, end, range) adds to the ranges of all blocks of so many items.
 template <class Pool, class Add>
-std::pair<float, float> range_of_blocks(int64_t num_blocks, Pool& pool, Add&& add) {
-    std::vector<float> ends(2 * num_blocks);
-    pool.run(num_blocks, [&](int64_t block, int) {
+std::pair<float, float> range_of_blocks(int64_t num_items, int64_t size, Pool& pool, Add&& add) {
+    std::vector<float> ends(2 * divided_up(num_items, size));
+    pool.run_blocks(num_items, size, [&](int64_t begin, int64_t end, int) {
         LaneRange range;
-        add(block, range);
+        add(begin, end, range);
+        const int64_t block = begin / size;
         std::tie(ends[2 * block], ends[2 * block + 1]) = range.ends();
     });
-    LaneRange whole;
-    whole.add(ends.data(), 2 * num_blocks);
-    return whole.ends();
+    LaneRange all;
+    all.add(ends.data(), static_cast<int64_t>(ends.size()));
+    return all.ends();
 }
 
 // Whether `count` floats are all +0; stops at the first vector that is not.

@@ -23,25 +23,24 @@ class SpatialFilter final : public Filter {
         scratch_.resize(pool.num_threads());
         // Runs do not cross slabs. A box of one axis is a single slab.
         slab_size_ = voxels.num_axes == 1 ? voxels.box_size : voxels.box_size / voxels.box_shape[0];
-        first_run_.assign(voxels.box_size / slab_size_ + 1, 0);
-        for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
-        for (size_t slab = 1; slab < first_run_.size(); ++slab)
-            first_run_[slab] += first_run_[slab - 1];
+        first_run_ = voxels.first_runs(voxels.box_size / slab_size_,
+                                       [&](const Run& run) { return run.box / slab_size_; });
         for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
-                    const float* channel_weight, float* sum, Workspace& workspace) override {
-        for (int c = 0; c < num_channels; ++c) {
-            if (channel_weight[c] == 0.0f) continue;
-            accumulate_channel(values + c * voxels_.num_voxels, pre, post, channel_weight[c],
-                               sum + c * voxels_.num_voxels, workspace);
+    void accumulate(const Filtering& wanted, Workspace& workspace) override {
+        box_ = workspace.floats(voxels_.box_size);
+        const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
+        for (int c = 0; c < wanted.num_channels; ++c) {
+            if (wanted.weight_of(c) == 0.0f) continue;
+            filter_box(wanted.values + c * voxels_.num_voxels, wanted.pre, taps);
+            gather(wanted.of_channels(c, 1, voxels_.num_voxels));
         }
     }
 
     // The derivative with respect to one axis's bandwidth is the same filter with that axis's
     // slopes instead of its weights.
-    void add_moments(const FilteredPair& pair, const FeatureColumns&, double* squared,
+    void add_moments(const FilteredPair& pair, const KernelInput&, double* squared,
                      float* /*image*/, MomentSums& sums) override {
         box_ = sums.workspace().floats(voxels_.box_size);
         for (int c = 0; c < pair.num_channels; ++c)
@@ -49,8 +48,7 @@ class SpatialFilter final : public Filter {
                 const auto taps = [&](int axis) -> const std::vector<float>& {
                     return axis == differentiated ? slopes_[axis] : taps_[axis];
                 };
-                filter_slabs(pair.v + c * voxels_.num_voxels, nullptr, taps);
-                filter_first_axis(taps);
+                filter_box(pair.v + c * voxels_.num_voxels, nullptr, taps);
                 squared[differentiated] += dot_with_box(pair.u + c * voxels_.num_voxels);
             }
     }
@@ -58,15 +56,6 @@ class SpatialFilter final : public Filter {
     std::string description() const override { return "separable"; }
 
    private:
-    void accumulate_channel(const float* values, const float* pre, const float* post, float weight,
-                            float* sum, Workspace& workspace) {
-        box_ = workspace.floats(voxels_.box_size);
-        const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
-        filter_slabs(values, pre, taps);
-        filter_first_axis(taps);
-        gather(post, weight, sum);
-    }
-
     // The distance in the box from a voxel to its neighbor along an axis.
     int64_t stride_of(int axis) const {
         int64_t stride = 1;
@@ -103,15 +92,11 @@ class SpatialFilter final : public Filter {
         return needed;
     }
 
-    int64_t num_run_blocks() const {
-        return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock;
-    }
-
-    // Fills the box with one channel, filtered along all axes except the first. taps(axis): the
-    // axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
-    // while it is in the cache.
+    // Fills the box with one channel, filtered. taps(axis): the axis's taps. A slab, the voxels of
+    // one place along the first axis, is filled and filtered along the others while it is in the
+    // cache.
     template <class Taps>
-    void filter_slabs(const float* values, const float* pre, const Taps& taps) {
+    void filter_box(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;
         pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
             float* const box = box_ + slab * slab_size_;
@@ -127,6 +112,13 @@ class SpatialFilter final : public Filter {
                 filter_across(box, slab_size_, voxels_.box_shape[a], inner, taps(a),
                               &needed_[a][slab * num_of_slab], scratch_[thread]);
             }
+        });
+        if (voxels_.num_axes == 1) return;
+        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
+            float* const from = box_ + panel * kColumns;
+            filter_panel(from, voxels_.box_shape[0], slab_size_,
+                         std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
+                         taps(0), scratch_[thread]);
         });
     }
 
@@ -156,56 +148,41 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    template <class Taps>
-    void filter_first_axis(const Taps& taps) {
-        if (voxels_.num_axes == 1) return;
-        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
-            float* const from = box_ + panel * kColumns;
-            filter_panel(from, voxels_.box_shape[0], slab_size_,
-                         std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
-                         taps(0), scratch_[thread]);
-        });
-    }
-
-    void gather(const float* post, float weight, float* sum) {
-        const auto& runs = voxels_.runs;
-        const int64_t num_runs = static_cast<int64_t>(runs.size());
-        pool_.run(num_run_blocks(), [&](int64_t block, int) {
-            for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs);
-                 ++r) {
-                const Run& run = runs[r];
-                add_run(run, box_ + run.box, post, weight, sum);
+    // Adds the box to the sum of a channel.
+    void gather(const Filtering& wanted) {
+        for_runs([&](const Run& run) {
+            const float* const from = box_ + run.box;
+            if (is_zero(from, run.length)) return;
+            float* const to = wanted.sum + run.voxel;
+            const float weight = wanted.weight_of(0);
+            if (wanted.post) {
+                const float* const post = wanted.post + run.voxel;
+                for (int32_t i = 0; i < run.length; ++i) to[i] += weight * post[i] * from[i];
+            } else {
+                for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
             }
         });
-    }
-
-    static void add_run(const Run& run, const float* from, const float* post, float weight,
-                        float* sum) {
-        if (is_zero(from, run.length)) return;
-        float* const to = sum + run.voxel;
-        if (post) {
-            for (int32_t i = 0; i < run.length; ++i)
-                to[i] += weight * post[run.voxel + i] * from[i];
-        } else {
-            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
-        }
     }
 
     double dot_with_box(const float* values) {
-        std::vector<double> sums(num_run_blocks());
-        pool_.run(num_run_blocks(), [&](int64_t block, int) {
-            const int64_t end =
-                std::min((block + 1) * kRunBlock, static_cast<int64_t>(voxels_.runs.size()));
-            for (int64_t r = block * kRunBlock; r < end; ++r) {
-                const Run& run = voxels_.runs[r];
-                vfloat total{};
-                for (int64_t i = 0; i < run.length; i += kLanes)
-                    total += load_some(values + run.voxel + i, run.length - i) *
-                             load_some(box_ + run.box + i, run.length - i);
-                sums[block] += static_cast<double>(sum_lanes(total));
-            }
+        std::vector<double> sums(voxels_.runs.size());
+        for_runs([&](const Run& run) {
+            vfloat total{};
+            for (int64_t i = 0; i < run.length; i += kLanes)
+                total += load_some(values + run.voxel + i, run.length - i) *
+                         load_some(box_ + run.box + i, run.length - i);
+            sums[&run - voxels_.runs.data()] = static_cast<double>(sum_lanes(total));
         });
         return std::accumulate(sums.begin(), sums.end(), 0.0);
+    }
+
+    // Calls body(run) for the runs of the mask, in parallel.
+    template <class Body>
+    void for_runs(Body&& body) {
+        const int64_t num_runs = static_cast<int64_t>(voxels_.runs.size());
+        pool_.run_blocks(num_runs, kRunBlock, [&](int64_t begin, int64_t end, int) {
+            for (int64_t r = begin; r < end; ++r) body(voxels_.runs[r]);
+        });
     }
 
     const Voxels& voxels_;

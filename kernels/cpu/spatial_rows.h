@@ -50,7 +50,7 @@ constexpr int kVectorsTogether = 1;
 
 // Room for `size` numbers between `margin` zeros on either side.
 inline float* padded_copy(Buffer<float>& scratch, int64_t size, int64_t margin) {
-    if (scratch.size < size + 2 * margin) scratch = Buffer<float>(size + 2 * margin);
+    scratch.grow(size + 2 * margin);
     float* const first = scratch.get() + margin;
     std::fill(scratch.get(), first, 0.0f);
     std::fill(first + size, first + size + margin, 0.0f);

@@ -47,6 +47,13 @@ class ThreadPool {
     // all threads are done.
     void run(int64_t num_items, FunctionRef<int64_t, int> body);
 
+    // Calls body(begin, end, thread) for blocks of so many items; the last may be shorter.
+    void run_blocks(int64_t num_items, int64_t size, FunctionRef<int64_t, int64_t, int> body) {
+        run(divided_up(num_items, size), [&](int64_t block, int thread) {
+            body(block * size, std::min((block + 1) * size, num_items), thread);
+        });
+    }
+
    private:
     struct Workers;  // whose headers the files of the filters need not read
 

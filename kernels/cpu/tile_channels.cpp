@@ -3,6 +3,7 @@
 // the tiles of its labels, and received there.
 
 #include "cpu/tile_filter.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 namespace {
@@ -16,28 +17,17 @@ class ChannelTileFilter final : public TileFilter {
           kernel_(kernel),
           pool_(pool),
           group_(std::min(kChannelGroup, channels.num_channels)),
-          sent_(group_ * voxels.num_voxels),
-          received_(group_ * voxels.num_voxels),
-          senders_(voxels.num_voxels),
-          receivers_(voxels.num_voxels),
-          pieces_(set.num_active) {
+          sent_(filled(group_ * voxels.num_voxels, 0.0f, pool)),
+          received_(filled(group_ * voxels.num_voxels, 0.0f, pool)),
+          senders_(filled(voxels.num_voxels, uint8_t{0}, pool)),
+          receivers_(filled(voxels.num_voxels, uint8_t{0}, pool)),
+          pieces_(set.num_active()) {
         const Tiling& tiling = set.tiling;
-        const int64_t num_rows = tiling.shape[0] * tiling.shape[1];
-        first_run_.assign(num_rows + 1, static_cast<int64_t>(voxels.runs.size()));
-        for (int64_t r = static_cast<int64_t>(voxels.runs.size()) - 1; r >= 0; --r)
-            first_run_[voxels.runs[r].grid / tiling.shape[2]] = r;
-        for (int64_t row = num_rows - 1; row >= 0; --row)
-            first_run_[row] = std::min(first_run_[row], first_run_[row + 1]);
-        pool.run(group_, [&](int64_t c, int) {
-            std::fill_n(sent_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
-            std::fill_n(received_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
-        });
-        std::fill_n(senders_.get(), voxels.num_voxels, uint8_t{0});
-        std::fill_n(receivers_.get(), voxels.num_voxels, uint8_t{0});
-        pool.run(set.num_active, [&](int64_t item, int) {
+        first_run_ = voxels.first_runs(tiling.shape[0] * tiling.shape[1],
+                                       [&](const Run& run) { return run.grid / tiling.shape[2]; });
+        pool.run(set.num_active(), [&](int64_t item, int) {
             for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
-                const int64_t row =
-                    item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
+                const int64_t row = item * tiling.tile_rows() + place / kLanes;
                 pieces_[item].push_back({voxel, place, length, row,
                                          static_cast<LaneMask>(open[row] >> place % kLanes) != 0});
             });
@@ -56,26 +46,19 @@ class ChannelTileFilter final : public TileFilter {
     void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight,
                     float* message) override {
         if (!sent.from_settled &&
-            !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes)))
+            !any_marked(sent.voxels, set_.num_active() * set_.tiling.tile_rows()))
             return;
-        const std::vector<float> ones(kChannelGroup, 1.0f);
-        const float* scale = kernel_.scale.get();
         // For the last channel, the message of changes that sum to zero over the labels follows
         // from the others.
         const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
-        if (sent.sums_to_zero && !rest_) {
-            rest_ = Buffer<float>(voxels_.num_voxels);
-            std::fill_n(rest_.get(), voxels_.num_voxels, 0.0f);
-        }
+        if (sent.sums_to_zero && !rest_) rest_ = filled(voxels_.num_voxels, 0.0f, pool_);
         for (int first = 0; first < channels_.num_channels; first += kChannelGroup) {
             const int count = std::min(kChannelGroup, channels_.num_channels - first);
             const int filtered = std::min(count, num_filtered - first);
             put(sent, first, filtered, false);
             expect(first, count, true);
             if (filtered > 0)
-                kernel_.filter->accumulate(sent_.get(), filtered,
-                                           kernel_.scales_sent ? scale : nullptr, scale,
-                                           ones.data(), received_.get(), workspace_);
+                kernel_.accumulate(sent_.get(), filtered, nullptr, received_.get(), workspace_);
             put(sent, first, filtered, true);
             take(first, count, filtered, sent.sums_to_zero, label_weight, message);
             expect(first, count, false);
@@ -95,8 +78,8 @@ class ChannelTileFilter final : public TileFilter {
     void find_tiles_of_groups() {
         const int last = channels_.num_channels - 1;
         tiles_of_group_.resize(last / kChannelGroup + 1);
-        has_last_.assign(set_.num_active, 0);
-        for (int64_t item = 0; item < set_.num_active; ++item) {
+        has_last_.assign(set_.num_active(), 0);
+        for (int64_t item = 0; item < set_.num_active(); ++item) {
             std::vector<uint8_t> in_group(tiles_of_group_.size(), 0);
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 in_group[channels_.of_entry[e] / kChannelGroup] = 1;
@@ -118,7 +101,7 @@ class ChannelTileFilter final : public TileFilter {
     void put(const SentVoxels& sent, int first, int count, bool clear) {
         const int64_t num_voxels = voxels_.num_voxels;
         const int64_t tile_voxels = set_.tiling.tile_voxels();
-        const int64_t num_rows = tile_voxels / kLanes;
+        const int64_t num_rows = set_.tiling.tile_rows();
         for_tiles_of(first, [&](int64_t item) {
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 const int channel = channels_.of_entry[e] - first;
@@ -217,10 +200,9 @@ class ChannelTileFilter final : public TileFilter {
     const Voxels& voxels_;
     Kernel& kernel_;
     ThreadPool& pool_;
-    const int group_;  // channels that are filtered together
-    // (row of the grid + 1) the first run of the row, or of a later one
-    std::vector<int64_t> first_run_;
-    Buffer<float> sent_;      // (channel of a group, compact voxel), zero between calls
+    const int group_;                 // channels that are filtered together
+    std::vector<int64_t> first_run_;  // (row of the grid + 1)
+    Buffer<float> sent_;              // (channel of a group, compact voxel), zero between calls
     Buffer<float> received_;  // (channel of a group, compact voxel), anything finite between calls
     Buffer<float> rest_;      // (compact voxel) minus what the channels so far received
     Buffer<uint8_t> senders_,

@@ -9,7 +9,7 @@ namespace {
 std::unique_ptr<BrickSum> make_sums(const TileSet& set, const DirectKernel& kernel,
                                     ThreadPool& pool) {
     const Tiling& tiling = set.tiling;
-    const BrickExtents grid = std::to_array(tiling.shape);
+    const Extents& grid = tiling.shape;
     if (kernel.intensity.empty()) return make_separable_sum(grid, kernel.sigma, pool);
     int64_t inside = 0;
     while (inside + 1 < tiling.num_voxels() && !set.is_inside(inside)) ++inside;
@@ -33,17 +33,17 @@ class DirectTileFilter final : public TileFilter {
           scales_sent_(normalization == Normalization::kSymmetric),
           sums_(make_sums(set, kernel, pool)),
           voxels_(tiling_.tile_voxels()),
-          num_rows_(voxels_ / kLanes),
-          is_open_(set.num_active),
+          num_rows_(tiling_.tile_rows()),
+          is_open_(set.num_active()),
           sends_(set.num_entries()) {
-        for (int64_t item = 0; item < set.num_active; ++item)
+        for (int64_t item = 0; item < set.num_active(); ++item)
             is_open_[item] = any_marked(open + item * num_rows_, num_rows_);
         normalize(open);
     }
 
     void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight,
                     float* message) override {
-        pool_.run(set_.num_active, [&](int64_t item, int) {
+        pool_.run(set_.num_active(), [&](int64_t item, int) {
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 sends_[e] = 0;
                 for (int64_t row = 0; row < num_rows_; ++row)
@@ -83,15 +83,7 @@ class DirectTileFilter final : public TileFilter {
     // Calls body(tile) for the tiles that a region overlaps.
     template <class Body>
     void for_tiles(const BrickRegion& region, Body&& body) const {
-        BrickExtents first, end;
-        for (int a = 0; a < 3; ++a) {
-            first[a] = region.first[a] / tiling_.tile[a];
-            end[a] = (region.last[a] + tiling_.tile[a] - 1) / tiling_.tile[a];
-        }
-        for (int64_t z = first[0]; z < end[0]; ++z)
-            for (int64_t y = first[1]; y < end[1]; ++y)
-                for (int64_t x = first[2]; x < end[2]; ++x)
-                    body((z * tiling_.count[1] + y) * tiling_.count[2] + x);
+        tiling_.for_tiles(region.first, region.last, body);
     }
 
     // Calls body(row, its place in memory) for the rows of a tile that are in a region.
@@ -171,7 +163,7 @@ class DirectTileFilter final : public TileFilter {
     void send_all(const BrickRegion& region, int64_t tile, int channel, const float* scale,
                   BrickMemory& memory) const {
         for_rows(region, tile, [&](const TileRow& row, const BrickPlace& at) {
-            const LaneMask inside = lanes_inside(set_, tile, row.number);
+            const LaneMask inside = set_.lanes_inside(row);
             const vfloat one = scale ? load(scale + row.place) : splat_lanes(1.0f);
             if (inside) memory.send(channel, at, select(lanes_of(inside), one, vfloat{}));
         });
@@ -210,7 +202,7 @@ class DirectTileFilter final : public TileFilter {
             return (row.z * tiling_.shape[1] + row.y) * num_columns + row.x / kLanes;
         };
         std::vector<uint8_t> needed(tiling_.shape[0] * tiling_.shape[1] * num_columns);
-        for (int64_t item = 0; item < set_.num_active; ++item)
+        for (int64_t item = 0; item < set_.num_active(); ++item)
             tiling_.for_rows(set_.active[item], [&](const TileRow& row) {
                 if (open[item * num_rows_ + row.number]) needed[place(row)] = 1;
             });
@@ -247,9 +239,9 @@ class DirectTileFilter final : public TileFilter {
 
     // Marks the rows of tiles from which a marked one is within reach.
     void widen(std::vector<uint8_t>& marks) const {
-        const BrickExtents& reach = sums_->layout().after;
-        const BrickExtents away = {reach[0], reach[1], (reach[2] + kLanes - 1) / kLanes};
-        const BrickExtents count = {tiling_.shape[0], tiling_.shape[1], tiling_.count[2]};
+        const Extents& reach = sums_->layout().after;
+        const Extents away = {reach[0], reach[1], divided_up(reach[2], kLanes)};
+        const Extents count = {tiling_.shape[0], tiling_.shape[1], tiling_.count[2]};
         int64_t step = 1;
         for (int a = 2; a >= 0; --a) {
             const std::vector<uint8_t> own = marks;

@@ -1,6 +1,5 @@
 #include "cpu/tile_filter.h"
 
-#include "cpu/mean_field.h"
 #include "cpu/update.h"
 #include "cpu/voxel_rows.h"
 
@@ -8,30 +7,23 @@ namespace crf {
 namespace {
 class TileMeanField {
    public:
-    TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                  const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels,
-                  float unsent, const float* logits, float* out, const BorderCheck* check,
+    TileMeanField(const TileRun& run, const std::vector<std::unique_ptr<TileFilter>>& kernels,
                   ThreadPool& pool)
-        : set_(set),
+        : run_(run),
+          set_(run.set),
           kernels_(kernels),
-          options_(options),
-          open_(open),
-          num_voxels_(num_voxels),
-          unsent_(unsent),
-          logits_(logits),
-          out_(out),
-          check_(check),
+          options_(run.options),
           pool_(pool),
-          voxels_(set.tiling.tile_voxels()),
-          num_rows_(voxels_ / kLanes),
-          size_(set.num_entries() * voxels_),
+          voxels_(set_.tiling.tile_voxels()),
+          num_rows_(set_.tiling.tile_rows()),
+          size_(set_.num_entries() * voxels_),
           marginals_(size_),
           change_(size_),
-          inside_(set.num_active * num_rows_),
-          sends_(set.num_active * num_rows_),
-          sends_label_(set.num_entries() * num_rows_),
-          row_unary_(set.num_active * num_rows_),
-          sums_(set.num_active),
+          inside_(set_.num_active() * num_rows_),
+          sends_(set_.num_active() * num_rows_),
+          sends_label_(set_.num_entries() * num_rows_),
+          row_unary_(set_.num_active() * num_rows_),
+          sums_(set_.num_active()),
           scratch_(pool.num_threads()) {}
 
     MeanFieldOutcome run(const StepCallback& callback) {
@@ -39,11 +31,15 @@ class TileMeanField {
         for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
 
         const StepSums start = total(sums_);
-        const bool has_settled = has_settled_voxels();
+        bool has_settled = false;
+        for (int64_t row = 0; row < set_.num_active() * num_rows_; ++row)
+            has_settled |= (inside_[row] & ~run_.open[row]) != 0;
+        const bool has_settled_tiles = std::any_of(set_.settled.begin(), set_.settled.end(),
+                                                   [](int32_t label) { return label >= 0; });
         const bool sends_settled_first = options_.num_iterations > 0 && has_settled;
         // Settled voxels do not receive: the energy of their pairs is known only if it is the same
         // in both directions.
-        knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles());
+        knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles);
         double unary = start.unary;
         if (sends_settled_first) send_settled();
         for_tiles([&](int64_t tile, Scratch&) {
@@ -60,9 +56,9 @@ class TileMeanField {
             unary = sums.unary;
             outcome.num_iterations = t + 1;
             if (options_.tolerance > 0 &&
-                sums.divergence / static_cast<double>(num_voxels_) < options_.tolerance &&
+                sums.divergence / static_cast<double>(run_.num_voxels) < options_.tolerance &&
                 static_cast<double>(sums.flips) <
-                    numerics::FLIPPED_SHARE * static_cast<double>(num_voxels_)) {
+                    numerics::FLIPPED_SHARE * static_cast<double>(run_.num_voxels)) {
                 outcome.converged = true;
                 break;
             }
@@ -79,7 +75,8 @@ class TileMeanField {
 
     template <class Body>
     void for_tiles(Body&& body) {
-        pool_.run(set_.num_active, [&](int64_t tile, int thread) { body(tile, scratch_[thread]); });
+        pool_.run(set_.num_active(),
+                  [&](int64_t tile, int thread) { body(tile, scratch_[thread]); });
     }
 
     template <class T>
@@ -90,25 +87,14 @@ class TileMeanField {
         return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]);
     }
     // The voxels of a row that receive messages.
-    LaneMask open(int64_t tile, int64_t row) const { return open_[tile * num_rows_ + row]; }
+    LaneMask open(int64_t tile, int64_t row) const { return run_.open[tile * num_rows_ + row]; }
     LaneMask settled(int64_t tile, int64_t row) const {
         return static_cast<LaneMask>(inside_[tile * num_rows_ + row] & ~open(tile, row));
     }
 
-    bool has_settled_voxels() const {
-        for (int64_t row = 0; row < set_.num_active * num_rows_; ++row)
-            if (inside_[row] & ~open_[row]) return true;
-        return false;
-    }
-
-    bool has_settled_tiles() const {
-        return std::any_of(set_.settled, set_.settled + set_.tiling.num_tiles(),
-                           [](int32_t label) { return label >= 0; });
-    }
-
     void send(const SentVoxels& sent) {
         for (size_t k = 0; k < kernels_.size(); ++k)
-            kernels_[k]->accumulate(sent, open_, options_.weight[k].data(), out_);
+            kernels_[k]->accumulate(sent, run_.open, options_.weight[k].data(), run_.out);
     }
 
     // Settled voxels never change, so they send once. A pair of an open voxel and a settled one is
@@ -122,7 +108,7 @@ class TileMeanField {
         if (!knows_energy_) return;
         from_settled_ = Buffer<float>(size_);
         for_tiles([&](int64_t tile, Scratch&) {
-            std::copy(entries(out_, tile), entries(out_, tile + 1),
+            std::copy(entries(run_.out, tile), entries(run_.out, tile + 1),
                       entries(from_settled_.get(), tile));
         });
     }
@@ -138,7 +124,7 @@ class TileMeanField {
             const LaneMask lanes = sends_[tile * num_rows_ + row] = lanes_of_row(row);
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
-                const bool is_sent = mask_of(load(from + i) > unsent_) & lanes;
+                const bool is_sent = mask_of(load(from + i) > run_.unsent) & lanes;
                 sends_label[l * num_rows_ + row] = is_sent;
                 if (lanes)
                     store(to + i, select(lanes_of(is_sent ? lanes : LaneMask{0}), load(from + i),
@@ -162,14 +148,17 @@ class TileMeanField {
     void initialize(int64_t tile) {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
-        const float* const logits = entries(logits_, tile);
+        const float* const logits = entries(run_.logits, tile);
         float* const marginals = entries(marginals_.get(), tile);
         float* const x = entries(change_.get(), tile);
         for (int64_t i = 0; i < labels * voxels_; ++i) x[i] = logits[i] * scale;
-        std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f);
+        std::fill(entries(run_.out, tile), entries(run_.out, tile + 1), 0.0f);
+        std::fill_n(inside_.get() + tile * num_rows_, num_rows_, LaneMask{0});
+        set_.tiling.for_rows(set_.active[tile], [&](const TileRow& row) {
+            inside_[tile * num_rows_ + row.number] = set_.lanes_inside(row);
+        });
         StepSums sums;
         for (int64_t row = 0; row < num_rows_; ++row) {
-            inside_[tile * num_rows_ + row] = lanes_inside(set_, set_.active[tile], row);
             const int64_t i = row * kLanes;
             const vint valid = lanes_of(inside_[tile * num_rows_ + row]);
             const UpdateLanes start = update_marginals<0>(
@@ -193,7 +182,7 @@ class TileMeanField {
     // The pairwise terms of a row, by the messages in an array of all entries.
     void find_pairwise(int64_t tile, int64_t row, const float* messages, float* pairwise) const {
         const int labels = num_labels(tile);
-        const int32_t* const label = set_.label + set_.first_entry[tile];
+        const int32_t* const label = set_.label.data() + set_.first_entry[tile];
         const float* const from = entries(messages, tile) + row * kLanes;
         const auto message = [&](int l) { return load(from + l * voxels_); };
         vfloat all{};
@@ -223,7 +212,7 @@ class TileMeanField {
         for (int lane = 0; lane < kLanes; ++lane) sums.flips -= lanes.flips[lane];
         sums.unary = unary(tile);
         sums_[tile] = sums;
-        if (check_) check_borders(tile);
+        if (!run_.borders.empty()) check_borders(tile);
     }
 
     // Sums over the rows of a tile, by lane.
@@ -236,7 +225,7 @@ class TileMeanField {
         const int labels = num_labels(tile);
         const int64_t i = row * kLanes;
         const float scale = 1 / options_.temperature;
-        const float* const logits = entries(logits_, tile) + i;
+        const float* const logits = entries(run_.logits, tile) + i;
         float* const q = entries(marginals_.get(), tile) + i;
         float* const change = entries(change_.get(), tile) + i;
         float* const x = scratch.logits.data();
@@ -250,7 +239,7 @@ class TileMeanField {
                 sums.quadratic +=
                     select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
         }
-        find_pairwise(tile, row, out_, pairwise);
+        find_pairwise(tile, row, run_.out, pairwise);
         for (int l = 0; l < labels; ++l) {
             sums.quadratic +=
                 select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
@@ -259,27 +248,25 @@ class TileMeanField {
         const vint label =
             update_marginals<0>(LabelLanes{x, kLanes}, ValidLanes{{now, kLanes}, valid}, labels)
                 .label;
-        vint before{};
-        vfloat most = load(q), moved{};
+        vfloat moved{};
         for (int l = 0; l < labels; ++l) {
-            const vfloat old = load(q + l * voxels_), difference = load(now + l * kLanes) - old;
-            const vint more = old > most;
-            most = select(more, old, most);
-            before = select(more, vint{} + l, before);
+            const vfloat difference = load(now + l * kLanes) - load(q + l * voxels_);
             moved = vmax(vmax(difference, -difference), moved);
         }
-        const vint flips = label != before;
-        sends = mask_of((moved > unsent_) | flips) & open(tile, row);
+        const vint flips = label != largest_label<0>(LabelLanes{q, voxels_}, labels).label;
+        sends = mask_of((moved > run_.unsent) | flips) & open(tile, row);
         if (!sends) return;
         const vint some = lanes_of(sends);
         if (options_.tolerance > 0) {
             sums.flips += some & flips;
-            sums.divergence += select(some, divergence(labels, now, q), vfloat{});
+            const vfloat change = kl_divergence<0>({now, kLanes}, {q, voxels_}, labels, false);
+            sums.divergence += select(some, change, vfloat{});
         }
         // A label that has hardly changed in the row is not sent.
         for (int l = 0; l < labels; ++l) {
             const vfloat old = load(q + l * voxels_), difference = load(now + l * kLanes) - old;
-            const bool is_sent = mask_of((vmax(difference, -difference) > unsent_) | flips) & sends;
+            const bool is_sent =
+                mask_of((vmax(difference, -difference) > run_.unsent) | flips) & sends;
             const vint to_send = lanes_of(is_sent ? sends : LaneMask{0});
             store(change + l * voxels_, select(to_send, difference, vfloat{}));
             store(q + l * voxels_, select(to_send, load(now + l * kLanes), old));
@@ -293,7 +280,7 @@ class TileMeanField {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
         const float* const q = entries(marginals_.get(), tile) + row * kLanes;
-        const float* const logits = entries(logits_, tile) + row * kLanes;
+        const float* const logits = entries(run_.logits, tile) + row * kLanes;
         vfloat largest = load(logits);
         for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_), largest);
         vfloat sum{};
@@ -305,56 +292,43 @@ class TileMeanField {
         return sum_lanes(select(lanes_of(inside_[tile * num_rows_ + row]), sum, vfloat{}));
     }
 
-    // The divergence of a row's new marginals from the old ones.
-    vfloat divergence(int labels, const float* now, const float* old) const {
-        const vfloat tiny = splat_lanes(kTiny);
-        vfloat change{};
-        for (int l = 0; l < labels; ++l)
-            change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
-        return change;
-    }
-
     // A label may be negligible again at the end, after its messages have crossed the border.
     // Marginals are known up to unsent changes.
     void check_borders(int64_t tile) const {
         for (int64_t e = set_.first_entry[tile]; e < set_.first_entry[tile + 1]; ++e) {
-            const float* const marginals = marginals_.get() + e * voxels_;
-            if (check_->borders->any(e, [&](int64_t place) {
-                    return marginals[place] > check_->threshold - unsent_;
-                }))
-                check_->exceeds[e] = 1;
+            const std::vector<LaneMask>& border = run_.borders[e];
+            for (size_t row = 0; row < border.size(); ++row) {
+                const vfloat marginal = load(marginals_.get() + e * voxels_ + row * kLanes);
+                if (mask_of(marginal > run_.threshold - run_.unsent) & border[row] &
+                    inside_[tile * num_rows_ + row])
+                    run_.exceeds[e] = 1;
+            }
         }
     }
 
     // From the messages in `out` to the refined logits; those of settled voxels are the network's.
     void write_logits(int64_t tile, Scratch& scratch) const {
         const float scale = 1 / options_.temperature;
-        const float* const logits = entries(logits_, tile);
+        const float* const logits = entries(run_.logits, tile);
         scratch.pairwise.resize(num_labels(tile) * kLanes);
         for (int64_t row = 0; row < num_rows_; ++row) {
             const LaneMask receives = options_.num_iterations > 0 ? open(tile, row) : LaneMask{0};
             const vint some = lanes_of(receives);
-            if (receives) find_pairwise(tile, row, out_, scratch.pairwise.data());
+            if (receives) find_pairwise(tile, row, run_.out, scratch.pairwise.data());
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const vfloat a = load(logits + i) * scale;
                 store(
-                    entries(out_, tile) + i,
+                    entries(run_.out, tile) + i,
                     receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
             }
         }
     }
 
+    const TileRun& run_;
     const TileSet& set_;
     const std::vector<std::unique_ptr<TileFilter>>& kernels_;
     const MeanFieldOptions& options_;
-    const LaneMask* const open_;
-    const int64_t num_voxels_;
-    // a voxel whose marginals have changed by no more since it sent them does not send
-    const float unsent_;
-    const float* const logits_;
-    float* const out_;  // the messages that have arrived so far, at the end the refined logits
-    const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
     Buffer<float> marginals_;  // as they were sent last
@@ -370,13 +344,9 @@ class TileMeanField {
 };
 }  // namespace
 
-MeanFieldOutcome run_tile_mean_field(const TileSet& set,
+MeanFieldOutcome run_tile_mean_field(const TileRun& run,
                                      const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions& options, const LaneMask* open,
-                                     int64_t num_voxels, float unsent, const float* logits,
-                                     float* out, const BorderCheck* check, ThreadPool& pool,
-                                     const StepCallback& callback) {
-    return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool)
-        .run(callback);
+                                     ThreadPool& pool, const StepCallback& callback) {
+    return TileMeanField(run, kernels, pool).run(callback);
 }
 }  // namespace crf

@@ -53,18 +53,30 @@ inline bool any_marked(const LaneMask* rows, int64_t count) {
 // marginal is 1.
 struct TileSet {
     Tiling tiling;
-    const uint8_t* mask;  // (*grid) nonzero = inside; nullptr: everywhere
-    int64_t num_active;
-    const int64_t* active;       // flat numbers of the active tiles, ascending
-    const int64_t* first_entry;  // (num_active + 1)
-    const int32_t* label;        // (entry) ascending in a tile
-    const int32_t* settled;      // (tile) the only label; -1: none, or the tile is active
-    std::vector<int64_t> index;  // (tile) number among the active ones, or -1
+    const uint8_t* mask;               // (*grid) nonzero = inside; nullptr: everywhere
+    std::vector<int64_t> active;       // flat numbers of the active tiles, ascending
+    std::vector<int64_t> first_entry;  // (active tile), and the number of entries
+    std::vector<int32_t> label;        // (entry) ascending in a tile
+    std::vector<int32_t> settled;      // (tile) the only label; -1: none, or the tile is active
+    std::vector<int64_t> index;        // (tile) number among the active ones, or -1
 
-    int64_t num_entries() const { return first_entry[num_active]; }
+    int64_t num_active() const { return static_cast<int64_t>(active.size()); }
+    int64_t num_entries() const { return static_cast<int64_t>(label.size()); }
     bool is_inside(int64_t voxel) const { return !mask || mask[voxel]; }
-    // The entry of a label in an active tile, or -1.
-    int64_t find_entry(int64_t active_tile, int32_t wanted) const;
+    // Whether a label takes part in a tile.
+    bool has(int64_t tile, int32_t wanted) const {
+        if (index[tile] < 0) return settled[tile] == wanted;
+        return std::binary_search(label.begin() + first_entry[index[tile]],
+                                  label.begin() + first_entry[index[tile] + 1], wanted);
+    }
+    // Which voxels of a row are inside the mask and the grid.
+    LaneMask lanes_inside(const TileRow& row) const {
+        if (!mask) return first_lanes_mask(row.length);
+        uint32_t inside = 0;
+        for (int64_t i = 0; i < row.length; ++i)
+            inside |= static_cast<uint32_t>(mask[row.grid + i] != 0) << i;
+        return static_cast<LaneMask>(inside);
+    }
 };
 
 // label_map: (*grid) the (lowest) label of the largest value at voxels of active tiles inside the
@@ -78,31 +90,11 @@ void decode_entries(const TileSet& set, const float* values, Label* label_map, T
 void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled,
                       bool whole_rows, LaneMask* open, ThreadPool& pool);
 
-// Which voxels of a row of a tile are inside the mask and the grid.
-LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row);
+// (entry, row of the tile) the voxels within reach of a tile where the entry's label takes no part
+// although it might matter there; empty: none.
+typedef std::vector<std::vector<LaneMask>> Borders;
 
-// The voxels of each entry within reach of a tile where its label takes no part although it might
-// matter there.
-class Borders {
-   public:
-    // may_matter: (label, tile). reach: voxels along each axis after which every kernel ends.
-    Borders(const TileSet& set, const uint8_t* may_matter, const int64_t (&reach)[3],
-            ThreadPool& pool);
-
-    // Calls body(place among the tile's voxels) for such voxels of an entry until it returns true;
-    // returns whether it did.
-    template <class Body>
-    bool any(int64_t entry, Body&& body) const {
-        if (first_[entry] < 0) return false;
-        for (int64_t w = 0; w < num_words_; ++w)
-            for (uint64_t left = bits_[first_[entry] + w]; left; left &= left - 1)
-                if (body(w * 64 + std::countr_zero(left))) return true;
-        return false;
-    }
-
-   private:
-    int64_t num_words_;
-    std::vector<int64_t> first_;  // (entry) its first word, or -1
-    std::vector<uint64_t> bits_;  // one bit per voxel of the tile
-};
+// may_matter: (label, tile). reach: voxels along each axis after which every kernel ends.
+Borders find_borders(const TileSet& set, const uint8_t* may_matter, const Extents& reach,
+                     ThreadPool& pool);
 }  // namespace crf

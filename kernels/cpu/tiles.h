@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/simd.h"
-#include "cpu/thread_pool.h"
+#include "cpu/voxels.h"
 
 namespace crf {
 // IEEE half precision, as bits.
@@ -13,22 +13,12 @@ struct Half {
 };
 
 inline float to_single(Half h) {
-    const uint32_t sign = (h.bits & 0x8000u) << 16, magnitude = h.bits & 0x7fffu;
-    uint32_t bits;
-    if (magnitude >= 0x7c00u) {
-        bits = sign | 0x7f800000u | (magnitude & 0x3ffu) << 13;
-    } else if (magnitude >= 0x400u) {
-        bits = sign | ((magnitude << 13) + 0x38000000u);
-    } else {  // zero and subnormal numbers: a multiple of 2^-24
-        const float value = static_cast<float>(magnitude) * 5.9604644775390625e-08f;
-        std::memcpy(&bits, &value, sizeof bits);
-        bits |= sign;
-    }
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    // 2^112 is the difference between the biases of the exponents.
+    const float magnitude = std::bit_cast<float>((h.bits & 0x7fffu) << 13) * 0x1p112f;
+    const uint32_t special = magnitude >= 65536.0f ? 0x7f800000u : 0;  // infinity or NaN
+    const uint32_t sign = (h.bits & 0x8000u) << 16;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | special | sign);
 }
-inline float to_single(float x) { return x; }
 
 inline vfloat load_some(const Half* from, int64_t count) {
     Half some[kLanes]{};
@@ -62,41 +52,50 @@ struct TileRow {
 
 // A grid cut into tiles; those at its end may be smaller.
 struct Tiling {
-    int64_t shape[3], tile[3], count[3];
+    Extents shape, tile, count;
 
-    Tiling(const int64_t (&grid)[3], const int64_t (&extents)[3]) {
-        for (int a = 0; a < 3; ++a) {
-            shape[a] = grid[a];
-            tile[a] = extents[a];
-            count[a] = (grid[a] + extents[a] - 1) / extents[a];
-        }
+    Tiling(const Extents& grid, const Extents& of_tile) : shape(grid), tile(of_tile) {
+        for (int a = 0; a < 3; ++a) count[a] = divided_up(shape[a], tile[a]);
     }
     int64_t num_voxels() const { return shape[0] * shape[1] * shape[2]; }
     int64_t num_tiles() const { return count[0] * count[1] * count[2]; }
-    int64_t tile_voxels() const { return tile[0] * tile[1] * tile[2]; }
-    int64_t begin(int axis, int64_t number) const { return number * tile[axis]; }
-    int64_t end(int axis, int64_t number) const {
-        return std::min((number + 1) * tile[axis], shape[axis]);
+    int64_t tile_rows() const { return tile[0] * tile[1]; }
+    int64_t tile_voxels() const { return tile_rows() * tile[2]; }
+    // The voxels of a tile, [begin, end) along each axis.
+    Extents begin(int64_t number) const {
+        return {number / (count[2] * count[1]) * tile[0], number / count[2] % count[1] * tile[1],
+                number % count[2] * tile[2]};
     }
-    // The coordinates of a tile among the tiles.
-    void place(int64_t number, int64_t (&at)[3]) const {
-        at[2] = number % count[2];
-        at[1] = number / count[2] % count[1];
-        at[0] = number / (count[2] * count[1]);
+    Extents end(int64_t number) const {
+        Extents voxels = begin(number);
+        for (int a = 0; a < 3; ++a) voxels[a] = std::min(voxels[a] + tile[a], shape[a]);
+        return voxels;
     }
 
     // Calls body(row) for the rows of a tile.
     template <class Body>
     void for_rows(int64_t number, Body&& body) const {
-        int64_t at[3];
-        place(number, at);
-        const int64_t x = begin(2, at[2]), length = end(2, at[2]) - x;
-        for (int64_t z = begin(0, at[0]); z < end(0, at[0]); ++z)
-            for (int64_t y = begin(1, at[1]); y < end(1, at[1]); ++y) {
-                const int64_t row = (z - begin(0, at[0])) * tile[1] + y - begin(1, at[1]);
-                body(TileRow{z, y, x, length, row, row * tile[2],
+        const Extents first = begin(number), last = end(number);
+        for (int64_t z = first[0]; z < last[0]; ++z)
+            for (int64_t y = first[1]; y < last[1]; ++y) {
+                const int64_t row = (z - first[0]) * tile[1] + y - first[1], x = first[2];
+                body(TileRow{z, y, x, last[2] - x, row, row * tile[2],
                              (z * shape[1] + y) * shape[2] + x});
             }
+    }
+
+    // Calls body(number) for the tiles that have a voxel of the box [first, last), which may end
+    // outside the grid.
+    template <class Body>
+    void for_tiles(const Extents& first, const Extents& last, Body&& body) const {
+        Extents low, high;
+        for (int a = 0; a < 3; ++a) {
+            low[a] = std::max<int64_t>(0, first[a]) / tile[a];
+            high[a] = divided_up(std::min(shape[a], last[a]), tile[a]);
+        }
+        for (int64_t z = low[0]; z < high[0]; ++z)
+            for (int64_t y = low[1]; y < high[1]; ++y)
+                for (int64_t x = low[2]; x < high[2]; ++x) body((z * count[1] + y) * count[2] + x);
     }
 };
 
@@ -124,54 +123,47 @@ struct Survey {
     float bias;  // of the label that is looked at
 };
 
-// The channel of a label, which may be a box of a larger array: its rows and planes begin at these
-// distances.
+// The channel of a label, at `num_tiles` tiles: planes of the grid, which may be a box of a larger
+// array; or the tiles' voxels, one tile after the other. T: float or Half.
 template <class T>
-struct Channel {
+struct TileChannel {
+    const Tiling& tiling;
     const T* values;
-    int64_t row, plane;
-
-    const T* at(int64_t z, int64_t y) const { return values + z * plane + y * row; }
-};
-
-// Adds planes [first_plane, first_plane + num_planes) of the channel of a label to the survey.
-// tile_margin: (tile) raised to the largest (logit + bias) / temperature - log_sum of the voxels
-// inside the mask: an upper bound of the logarithm of the label's largest probability in the tile,
-// because log_sum only grows.
-template <class T>
-void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t first_plane,
-                    int64_t num_planes, int label, const Decoding& decoding, const uint8_t* mask,
-                    const Survey& survey, float* tile_margin, ThreadPool& pool);
-
-// The channel of a label, at `num_tiles` tiles: either the whole grid, or the tiles' voxels one
-// tile after the other.
-template <class T>
-struct TileSource {
-    Channel<T> channel;
-    bool is_whole_grid;
+    int64_t row, plane;  // the distances of rows and planes from one another
+    bool is_of_grid;
     const int64_t* tiles;
     int64_t num_tiles;
+    Decoding decoding;
+    const uint8_t* mask;  // (*grid) nonzero = inside; nullptr: everywhere
+
+    // Adds planes [first_plane, first_plane + num_planes) of a label, which are all of the channel,
+    // to the survey. tile_margin: (tile) raised to the largest (logit + bias) / temperature -
+    // log_sum of the voxels inside the mask: an upper bound of the logarithm of the label's largest
+    // probability in the tile, because log_sum only grows.
+    void survey(int64_t first_plane, int64_t num_planes, int label, const Survey& survey,
+                float* tile_margin, ThreadPool& pool) const;
+
+    // lowest_sum: (tile of the grid) the smallest log_sum of its voxels.
+    // margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile
+    // inside the mask; where it is not above the threshold, it may be an upper bound that is not
+    // either.
+    void margins(const Survey& survey, const float* lowest_sum, float threshold, float* margin,
+                 ThreadPool& pool) const;
+
+    // Writes the logits of the tiles at the places of their entries: out[entry[i]] has a number per
+    // voxel of a tile, 0 beyond the grid's end.
+    void fill_entries(const int64_t* entry, float* out, ThreadPool& pool) const;
+
+    // Copies the tiles of a channel of the grid, in turn; places beyond the grid's end are zero.
+    void gather(T* out, ThreadPool& pool) const;
+
+   private:
+    // Where the row of a tile lies.
+    const T* at(int64_t item, const TileRow& own) const {
+        return is_of_grid ? values + own.z * plane + own.y * row + own.x
+                          : values + item * tiling.tile_voxels() + own.place;
+    }
 };
-
-// lowest_sum: (tile of the grid) the smallest log_sum of its voxels.
-// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside
-// the mask; where it is not above the threshold, it may be an upper bound that is not either.
-template <class T>
-void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding,
-                  const uint8_t* mask, const Survey& survey, const float* lowest_sum,
-                  float threshold, float* margin, ThreadPool& pool);
-
-// Writes the logits of the tiles at the places of their entries: out[entry[i]] has a number per
-// voxel of a tile, 0 beyond the grid's end.
-template <class T>
-void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding,
-                  const int64_t* entry, float* out, ThreadPool& pool);
-
-// Copies tiles of a channel of the whole grid, in turn; places beyond the grid's end are zero. T:
-// any type.
-template <class T>
-void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles,
-                  T* out, ThreadPool& pool);
 
 // A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that
 // have it within reach.
@@ -182,18 +174,22 @@ struct LabelLogits {
     float own, near, absent;
 };
 
-// near: (label, tile), for labels below num_labels, set to 1 for the tiles that reach a label:
-// those with a voxel in the box of the label's voxels of some tile, widened by `reach`. It is set
-// wherever a voxel has the label within reach, and in few other tiles.
+// A label map on the grid. Label: uint8_t or uint16_t.
 template <class Label>
-void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3],
-                            int64_t num_labels, uint8_t* near, ThreadPool& pool);
+struct TileLabels {
+    const Tiling& tiling;
+    const Label* labels;
+    Extents reach;
 
-// Writes the logits of a label in some tiles, one tile after the other at the places of their
-// entries, as `fill_entries` does. A voxel is near a label if the label occurs up to `reach` voxels
-// away along each axis.
-template <class Label>
-void fill_label_entries(const Tiling& tiling, const Label* label_map, int label,
-                        const int64_t (&reach)[3], const LabelLogits& logits, const int64_t* tiles,
-                        int64_t num_tiles, const int64_t* entry, float* out, ThreadPool& pool);
+    // near: (label, tile), for labels below num_labels, set to 1 for the tiles that reach a label:
+    // those with a voxel in the box of the label's voxels of some tile, widened by `reach`. It is
+    // set wherever a voxel has the label within reach, and in few other tiles.
+    void mark_near(int64_t num_labels, uint8_t* near, ThreadPool& pool) const;
+
+    // Writes the logits of a label in some tiles, one tile after the other at the places of their
+    // entries, as `fill_entries` does. A voxel is near a label if the label occurs up to `reach`
+    // voxels away along each axis.
+    void fill_entries(int label, const LabelLogits& logits, const int64_t* tiles, int64_t num_tiles,
+                      const int64_t* entry, float* out, ThreadPool& pool) const;
+};
 }  // namespace crf

@@ -1,10 +1,7 @@
 // The bilateral kernel as a direct sum over a window, brick by brick (brick_pairs.h).
 
-#include <numeric>
-
 #include "cpu/brick_pairs.h"
 #include "cpu/filter_moments.h"
-#include "cpu/window.h"
 
 namespace crf {
 namespace {
@@ -15,39 +12,39 @@ constexpr int kMomentChannelsOfManyVoxels = 4;
 // A list of more pairs would take over 250 MB, and their sums days.
 constexpr double kMostPairs = 1e6;
 
+// Windows with more rows are not counted: they are far too large for any use.
+constexpr double kMostRows = 1e6;
+
 class TruncatedFilter final : public Filter {
    public:
-    TruncatedFilter(const BilateralInput& input, ThreadPool& pool)
+    TruncatedFilter(const KernelInput& input, ThreadPool& pool)
         : Filter(traits_of(input)),
           voxels_(*input.voxels),
           has_moments_(has_moments(input)),
           sums_(kernel_of(input), pool) {
-        const int64_t rows = sums_.layout().grid[1];
-        first_run_.assign(sums_.layout().grid[0] * rows + 1, 0);
-        for (const Run& run : voxels_.runs) ++first_run_[row_of(run) + 1];
-        std::partial_sum(first_run_.begin(), first_run_.end(), first_run_.begin());
+        const Extents& grid = sums_.layout().grid;
+        first_run_ =
+            voxels_.first_runs(grid[0] * grid[1], [&](const Run& run) { return row_of(run); });
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
-                    const float* channel_weight, float* sum, Workspace&) override {
-        const int64_t num_voxels = voxels_.num_voxels;
+    void accumulate(const Filtering& wanted, Workspace&) override {
         sums_.for_bricks([&](const BrickRegion& region, BrickMemory& memory) {
-            for (int c = 0; c < num_channels; c += kChannelGroup) {
-                const int group = std::min(kChannelGroup, num_channels - c);
-                scatter(region, values + c * num_voxels, group, pre, memory);
-                if (sums_.sum(group, region, memory))
-                    gather(region, memory, group, post, channel_weight + c, sum + c * num_voxels);
-                memory.clear(group);
+            for (int c = 0; c < wanted.num_channels; c += kChannelGroup) {
+                const int count = std::min(kChannelGroup, wanted.num_channels - c);
+                const Filtering group = wanted.of_channels(c, count, voxels_.num_voxels);
+                scatter(region, group, memory);
+                if (sums_.sum(count, region, memory)) gather(region, memory, group);
+                memory.clear(count);
             }
         });
     }
 
-    void add_moments(const FilteredPair& pair, const FeatureColumns& features, double* squared,
+    void add_moments(const FilteredPair& pair, const KernelInput& input, double* squared,
                      float* image, MomentSums& sums) override {
-        if (!has_moments_) return Filter::add_moments(pair, features, squared, image, sums);
-        float* const pull = sums.cleared_pull(features, image);
+        if (!has_moments_) return Filter::add_moments(pair, input, squared, image, sums);
+        float* const pull = sums.cleared_pull(input, image);
         add_pairs(pair, squared, pull);
-        sums.add_pull(features, image);
+        sums.add_pull(input, image);
     }
 
     std::string description() const override {
@@ -55,7 +52,7 @@ class TruncatedFilter final : public Filter {
     }
 
    private:
-    static FilterTraits traits_of(const BilateralInput& input) {
+    static FilterTraits traits_of(const KernelInput& input) {
         FilterTraits traits{.keeps_image = true, .shares_weights = true};
         if (has_moments(input) && input.voxels->num_voxels <= kFewVoxels)
             traits.num_moment_channels = PairSum::kMomentChannels;
@@ -63,14 +60,24 @@ class TruncatedFilter final : public Filter {
     }
 
     // More modalities or axes need the moment form.
-    static bool has_moments(const BilateralInput& input) {
+    static bool has_moments(const KernelInput& input) {
         return static_cast<int>(input.intensity.size()) <= PairSum::kMomentModalities &&
                input.voxels->num_axes <= PairSum::kMomentAxes;
     }
 
     // On the box, with leading axes of one voxel up to three.
-    static PairKernel kernel_of(const BilateralInput& input) {
-        require_few_pairs(input);
+    static PairKernel kernel_of(const KernelInput& input) {
+        if (num_window_pairs(input) > kMostPairs) {
+            std::string theta, spacing;
+            for (int a = 0; a < input.voxels->num_axes; ++a) {
+                theta += (a ? " x " : "") + printed(input.theta_position[a]);
+                spacing += (a ? " x " : "") + printed(input.voxels->spacing[a]);
+            }
+            throw CapacityError(
+                "a truncated sum with theta_alpha " + theta + " on voxels of " + spacing +
+                " visits over a million pairs for each voxel; use a smaller bandwidth, "
+                "or mean_field.filter = \"auto\"");
+        }
         const Voxels& voxels = *input.voxels;
         const int leading = std::max(0, 3 - voxels.num_axes);
         PairKernel kernel{.shape = std::vector<int64_t>(leading, 1),
@@ -91,19 +98,6 @@ class TruncatedFilter final : public Filter {
         return kernel;
     }
 
-    static void require_few_pairs(const BilateralInput& input) {
-        if (num_window_pairs(input) <= kMostPairs) return;
-        std::string theta, spacing;
-        for (int a = 0; a < input.voxels->num_axes; ++a) {
-            theta += (a ? " x " : "") + printed(input.theta_position[a]);
-            spacing += (a ? " x " : "") + printed(input.voxels->spacing[a]);
-        }
-        throw CapacityError("a truncated sum with theta_alpha " + theta + " on voxels of " +
-                            spacing +
-                            " visits over a million pairs for each voxel; use a smaller bandwidth, "
-                            "or mean_field.filter = \"auto\"");
-    }
-
     // Among the rows of the bricks' grid.
     int64_t row_of(const Run& run) const {
         const int64_t row = run.box / sums_.layout().grid[2], rows = sums_.layout().grid[1];
@@ -119,7 +113,7 @@ class TruncatedFilter final : public Filter {
     // Calls body(piece) for the voxels of a region.
     template <class Body>
     void for_pieces(const BrickRegion& region, Body&& body) const {
-        const BrickExtents& grid = sums_.layout().grid;
+        const Extents& grid = sums_.layout().grid;
         for (int64_t plane = region.first[0]; plane < region.last[0]; ++plane)
             for (int64_t row = region.first[1]; row < region.last[1]; ++row) {
                 const int64_t* const first = &first_run_[plane * grid[1] + row];
@@ -140,34 +134,35 @@ class TruncatedFilter final : public Filter {
         return !marked || std::memchr(marked + piece.voxel, 1, piece.length) != nullptr;
     }
 
-    void scatter(const BrickRegion& region, const float* values, int group, const float* pre,
-                 BrickMemory& memory) const {
+    void scatter(const BrickRegion& region, const Filtering& group, BrickMemory& memory) const {
         for_pieces(region, [&](const Piece& piece) {
             if (any(receivers, piece))
-                for (int c = 0; c < group; ++c) memory.receive(c, piece.at);
+                for (int c = 0; c < group.num_channels; ++c) memory.receive(c, piece.at);
             if (!any(senders, piece)) return;
-            const vfloat factor =
-                pre ? load_some(pre + piece.voxel, piece.length) : splat_lanes(1.0f);
-            for (int c = 0; c < group; ++c) {
-                const float* const from = values + c * voxels_.num_voxels + piece.voxel;
+            const vfloat factor = factor_of(group.pre, piece);
+            for (int c = 0; c < group.num_channels; ++c) {
+                const float* const from = group.values + c * voxels_.num_voxels + piece.voxel;
                 const vfloat sent = load_some(from, piece.length) * factor;
                 if (!is_zero_vector(sent)) memory.send(c, piece.at, sent, piece.length);
             }
         });
     }
 
-    void gather(const BrickRegion& region, const BrickMemory& memory, int group, const float* post,
-                const float* channel_weight, float* sum) const {
+    void gather(const BrickRegion& region, const BrickMemory& memory,
+                const Filtering& group) const {
         for_pieces(region, [&](const Piece& piece) {
-            const vfloat factor =
-                post ? load_some(post + piece.voxel, piece.length) : splat_lanes(1.0f);
-            for (int c = 0; c < group; ++c) {
+            const vfloat factor = factor_of(group.post, piece);
+            for (int c = 0; c < group.num_channels; ++c) {
                 if (!memory.has_result(c, piece.at)) continue;
-                float* const to = sum + c * voxels_.num_voxels + piece.voxel;
-                const vfloat received = memory.result(c, piece.at) * (factor * channel_weight[c]);
+                float* const to = group.sum + c * voxels_.num_voxels + piece.voxel;
+                const vfloat received = memory.result(c, piece.at) * (factor * group.weight_of(c));
                 store_some(to, load_some(to, piece.length) + received, piece.length);
             }
         });
+    }
+
+    static vfloat factor_of(const float* factors, const Piece& piece) {
+        return factors ? load_some(factors + piece.voxel, piece.length) : splat_lanes(1.0f);
     }
 
     // The sums of `add_moments`. pull: (modality, voxel), added to, or nullptr.
@@ -226,14 +221,32 @@ class TruncatedFilter final : public Filter {
 };
 }  // namespace
 
-double num_window_pairs(const BilateralInput& input) {
-    std::vector<double> sigma;
-    for (int a = 0; a < input.voxels->num_axes; ++a) sigma.push_back(input.sigma(a));
+double num_window_pairs(const KernelInput& input) {
+    // Rows of the window are counted as a whole: the sum over the last axis has a closed form.
+    const int last = input.voxels->num_axes - 1;
     const int64_t* const shape = input.voxels->box_shape;
-    return num_window_pairs(sigma, {shape, shape + input.voxels->num_axes});
+    std::vector<int64_t> radius, distance(last);
+    double rows = 1;
+    for (int a = 0; a < last; ++a) {
+        radius.push_back(window_radius(input.sigma(a), shape[a]));
+        rows *= static_cast<double>(2 * radius[a] + 1);
+    }
+    if (rows > kMostRows) return rows;
+    const double end = static_cast<double>(window_radius(input.sigma(last), shape[last]));
+    double pairs = end;  // in the voxel's own row
+    while (next_place(radius, distance)) {
+        double left = kLargestSquare;
+        for (int a = 0; a < last; ++a) {
+            const double scaled = static_cast<double>(distance[a]) / input.sigma(a);
+            left -= scaled * scaled;
+        }
+        if (left >= 0)
+            pairs += 1 + 2 * std::min(std::floor(std::sqrt(left) * input.sigma(last)), end);
+    }
+    return pairs;
 }
 
-std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool) {
+std::unique_ptr<Filter> make_truncated_filter(const KernelInput& input, ThreadPool& pool) {
     return std::make_unique<TruncatedFilter>(input, pool);
 }
 }  // namespace crf

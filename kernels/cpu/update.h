@@ -16,6 +16,24 @@ struct LabelLanes {
     void set(int label, const vfloat& value) const { store(first + label * stride, value); }
 };
 
+// The largest number of the labels at each voxel, and the first label that has it.
+struct LargestLanes {
+    vfloat largest;
+    vint label;
+};
+// L: number of labels, 0 = any; loops of known length stay in registers.
+template <int L, class Lanes>
+[[gnu::always_inline]] inline LargestLanes largest_label(const Lanes& x, int any_labels) {
+    LargestLanes found{x[0], vint{}};
+    for (int l = 1; l < (L > 0 ? L : any_labels); ++l) {
+        const vfloat v = x[l];
+        const vint more = v > found.largest;
+        found.largest = select(more, v, found.largest);
+        found.label = select(more, vint{} + l, found.label);
+    }
+    return found;
+}
+
 // Inputs of an update besides the marginals.
 struct UpdateLanes {
     vfloat negative_entropy;  // sum Q log Q
@@ -26,20 +44,12 @@ struct UpdateLanes {
     vint label;      // the first of the largest logits
 };
 
-// Turns logits into marginals, which may take their place. L: number of labels, 0 = any; loops of
-// known length stay in registers.
+// Turns logits into marginals, which may take their place.
 template <int L, class Logits, class Marginals>
 [[gnu::always_inline]] inline UpdateLanes update_marginals(const Logits& x, const Marginals& q,
                                                            int any_labels) {
     const int num_labels = L > 0 ? L : any_labels;
-    vfloat largest = x[0];
-    vint label{};
-    for (int l = 1; l < num_labels; ++l) {
-        const vfloat v = x[l];
-        const vint more = v > largest;
-        largest = select(more, v, largest);
-        label = select(more, vint{} + l, label);
-    }
+    const auto [largest, label] = largest_label<L>(x, any_labels);
     const vfloat lowest = splat_lanes(std::numeric_limits<float>::lowest());
     const vfloat of_lower = L == 2 ? exp_nonpositive(vmin(x[0], x[1]) - largest) : vfloat{};
     vfloat total{}, weighted{};

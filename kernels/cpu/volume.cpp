@@ -132,7 +132,7 @@ void MassSums::add(float* rows, int64_t count) {
     // Labels with only smaller marginals are left out: the error is far below a pseudo-voxel.
     constexpr float least = std::numeric_limits<float>::epsilon() / 100;
     const int num_labels = static_cast<int>(mass.size());
-    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    const int64_t padded = whole_vectors(count);
     present_.clear();
     for (int l = 0; l < num_labels; ++l) {
         float* row = rows + l * kBlockRow;
@@ -151,69 +151,4 @@ void MassSums::add(float* rows, int64_t count) {
     add_couplings(rows, padded, present_, num_labels, coupling.data());
 }
 
-KeptVolumes::KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool)
-    : options_(options),
-      num_labels_(options.num_labels),
-      num_voxels_(num_voxels),
-      num_blocks_(num_voxel_blocks(num_voxels)) {
-    if (!options.keeps_volumes()) return;
-    block_masses_.resize(num_blocks_ * num_labels_);
-    block_counts_.resize(num_blocks_ * num_labels_);
-    if (!options.volume_part.empty()) find_blocks(pool);
-}
-
-void KeptVolumes::count(int64_t voxel, int label) {
-    const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
-    block_counts_[voxel / kVoxelBlock * num_labels_ + label] += counts;
-}
-
-void KeptVolumes::store_masses(int64_t block, float* rows) {
-    if (block_masses_.empty() || !applies(block)) return;  // They stay 0.
-    multiply_rows(options_.volume_part, block, num_labels_, rows);
-    const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-    for (int l = 0; l < num_labels_; ++l) {
-        const float* row = rows + l * kBlockRow;
-        double total = 0;
-        for (int64_t i = 0; i < count; i += kLanes) {
-            const auto valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            total += sum_lanes(select(valid, load(row + i), vfloat{}));
-        }
-        block_masses_[block * num_labels_ + l] = total;
-    }
-}
-
-void KeptVolumes::start() {
-    if (!options_.keeps_volumes()) return;
-    term_ = std::make_unique<VolumeTerm>(total_by_label(block_counts_), options_.volume_slack);
-    bias_.assign(num_labels_, 0);
-}
-
-void KeptVolumes::add_bias(int64_t block, float* rows) const {
-    if (!applies(block)) return;
-    const std::vector<float>& part = options_.volume_part;
-    const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
-    for (int l = 0; l < num_labels_; ++l) {
-        const float bias = static_cast<float>(bias_[l]);
-        float* const row = rows + l * kBlockRow;
-        for (int64_t i = 0; part.empty() && i < count; i += kLanes)
-            store(row + i, load(row + i) + bias);
-        for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
-    }
-}
-
-void KeptVolumes::find_blocks(ThreadPool& pool) {
-    applies_.resize(num_blocks_);
-    const float* const part = options_.volume_part.data();
-    pool.run(num_blocks_, [&](int64_t block, int) {
-        applies_[block] =
-            std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_),
-                        [](float factor) { return factor != 0; });
-    });
-}
-
-std::vector<double> KeptVolumes::total_by_label(const std::vector<double>& by_block) const {
-    std::vector<double> totals(num_labels_);
-    for (size_t i = 0; i < by_block.size(); ++i) totals[i % num_labels_] += by_block[i];
-    return totals;
-}
 }  // namespace crf

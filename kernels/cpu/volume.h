@@ -4,8 +4,6 @@
 
 #include "cpu/mean_field.h"
 #include "cpu/simd.h"
-#include "cpu/thread_pool.h"
-#include "cpu/voxels.h"
 
 namespace crf {
 // Sums over voxels of the marginals, and of their coupling for any two labels (update.h).
@@ -65,20 +63,59 @@ MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
 // keep them.
 class KeptVolumes {
    public:
-    KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool);
+    KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool)
+        : options_(options),
+          num_labels_(options.num_labels),
+          num_voxels_(num_voxels),
+          num_blocks_(num_voxel_blocks(num_voxels)) {
+        if (!options.keeps_volumes()) return;
+        block_masses_.resize(num_blocks_ * num_labels_);
+        block_counts_.resize(num_blocks_ * num_labels_);
+        if (options.volume_part.empty()) return;
+        // The main bodies of the labels are in few blocks, and the term has nothing to do in the
+        // others.
+        applies_.resize(num_blocks_);
+        const float* const part = options_.volume_part.data();
+        pool.run(num_blocks_, [&](int64_t block, int) {
+            applies_[block] =
+                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_),
+                            [](float factor) { return factor != 0; });
+        });
+    }
 
     // Whether there is a volume term and its masses are known.
     explicit operator bool() const { return static_cast<bool>(term_); }
 
     // Whether `count` is to be called for a block, with the labels' numbers of voxels at the start.
     bool counts_labels(int64_t block) const { return !block_counts_.empty() && applies(block); }
-    void count(int64_t voxel, int label);
+    void count(int64_t voxel, int label) {
+        const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
+        block_counts_[voxel / kVoxelBlock * num_labels_ + label] += counts;
+    }
 
     // Stores the masses of marginals, a row of kBlockRow per label. Clears voxels outside the part.
-    void store_masses(int64_t block, float* rows);
+    void store_masses(int64_t block, float* rows) {
+        if (block_masses_.empty() || !applies(block)) return;  // They stay 0.
+        multiply_rows(options_.volume_part, block, num_labels_, rows);
+        const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+        for (int l = 0; l < num_labels_; ++l) {
+            const float* row = rows + l * kBlockRow;
+            double total = 0;
+            for (int64_t i = 0; i < count; i += kLanes) {
+                const auto valid =
+                    first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+                total += sum_lanes(select(valid, load(row + i), vfloat{}));
+            }
+            block_masses_[block * num_labels_ + l] = total;
+        }
+    }
 
     // To be called once the masses and the numbers of voxels of all blocks are known.
-    void start();
+    void start() {
+        if (!options_.keeps_volumes()) return;
+        term_ = std::make_unique<VolumeTerm>(total_by_label(block_counts_), options_.volume_slack);
+        bias_.assign(num_labels_, 0);
+    }
 
     double energy() const { return term_ ? term_->energy(total_by_label(block_masses_)) : 0; }
 
@@ -101,16 +138,28 @@ class KeptVolumes {
     }
 
     // Adds the biases to the new logits of a block, one row of kBlockRow per label.
-    void add_bias(int64_t block, float* rows) const;
+    void add_bias(int64_t block, float* rows) const {
+        if (!applies(block)) return;
+        const std::vector<float>& part = options_.volume_part;
+        const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
+        for (int l = 0; l < num_labels_; ++l) {
+            const float bias = static_cast<float>(bias_[l]);
+            float* const row = rows + l * kBlockRow;
+            for (int64_t i = 0; part.empty() && i < count; i += kLanes)
+                store(row + i, load(row + i) + bias);
+            for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
+        }
+    }
 
    private:
-    // The main bodies of the labels are in few blocks, and the term has nothing to do in the
-    // others.
-    void find_blocks(ThreadPool& pool);
     bool applies(int64_t block) const { return applies_.empty() || applies_[block]; }
 
     // (label), from (block, label).
-    std::vector<double> total_by_label(const std::vector<double>& by_block) const;
+    std::vector<double> total_by_label(const std::vector<double>& by_block) const {
+        std::vector<double> totals(num_labels_);
+        for (size_t i = 0; i < by_block.size(); ++i) totals[i % num_labels_] += by_block[i];
+        return totals;
+    }
 
     const MeanFieldOptions& options_;
     const int num_labels_;

@@ -2,6 +2,7 @@
 // whole vectors.
 #pragma once
 
+#include "cpu/buffer.h"
 #include "cpu/simd.h"
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
@@ -43,11 +44,19 @@ inline void multiply_rows(const std::vector<float>& factors, int64_t block, int 
 
 // Sets (row, voxel) to zero.
 inline void clear_rows(float* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
-    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        const int64_t begin = block * kVoxelBlock, end = block_end(block, num_voxels);
-        for (int c = 0; c < num_rows; ++c)
-            std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, 0.0f);
+    pool.run_blocks(num_voxels * num_rows, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        std::fill(values + begin, values + end, 0.0f);
     });
+}
+
+// An array of so many equal numbers.
+template <class T = float>
+Buffer<T> filled(int64_t count, T value, ThreadPool& pool) {
+    Buffer<T> values(count);
+    pool.run_blocks(count, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        std::fill(values.get() + begin, values.get() + end, value);
+    });
+    return values;
 }
 
 // Arrays (label, *grid) or (label, *box of the mask), whatever lies between their rows: a part of a

@@ -125,31 +125,6 @@ int64_t Voxels::grid_index(int64_t box_index) const {
 namespace {
 constexpr int64_t kPiece = 4096;  // voxels
 
-// body(first voxel, number of voxels) over pieces of the grid, in parallel.
-template <class Body>
-void for_pieces_of_grid(int64_t grid_size, ThreadPool& pool, Body&& body) {
-    pool.run((grid_size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
-        body(piece * kPiece, std::min(kPiece, grid_size - piece * kPiece));
-    });
-}
-
-template <class Label>
-void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count,
-                  Label* out) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-        vfloat largest = load_some(logits + i, count - i);
-        vint label{};
-        for (int l = 1; l < num_labels; ++l) {
-            const vfloat value = load_some(logits + l * grid_size + i, count - i);
-            const vint more = is_greater(value, largest);
-            largest = select(more, value, largest);
-            label = select(more, splat_lanes(l), label);
-        }
-        for (int k = 0; k < std::min<int64_t>(kLanes, count - i); ++k)
-            out[i + k] = static_cast<Label>(label[k]);
-    }
-}
-
 // Voxels of channels on the grid; of the last ones, fewer than sixteen are `left`.
 template <class Value>
 struct GridLanes {
@@ -166,15 +141,20 @@ struct GridLanes {
 template <class Label>
 void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool,
                Label* out) {
-    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
-        argmax_piece(logits + first, num_labels, grid_size, count, out + first);
+    pool.run_blocks(grid_size, kPiece, [&](int64_t first, int64_t end, int) {
+        for (int64_t i = first; i < end; i += kLanes) {
+            const GridLanes<const float> own{logits + i, grid_size, end - i};
+            const vint label = largest_label<0>(own, num_labels).label;
+            for (int k = 0; k < std::min<int64_t>(kLanes, end - i); ++k)
+                out[i + k] = static_cast<Label>(label[k]);
+        }
     });
 }
 
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out) {
-    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
-        for (int64_t i = first; i < first + count; i += kLanes) {
-            const int64_t left = first + count - i;
+    pool.run_blocks(grid_size, kPiece, [&](int64_t first, int64_t end, int) {
+        for (int64_t i = first; i < end; i += kLanes) {
+            const int64_t left = end - i;
             update_marginals<0>(GridLanes<const float>{logits + i, grid_size, left},
                                 GridLanes<float>{out + i, grid_size, left}, num_labels);
         }
@@ -185,11 +165,10 @@ std::vector<float> channel_ranges(const float* channels, int64_t num_channels, i
                                   ThreadPool& pool) {
     std::vector<float> ranges;
     for (int64_t c = 0; c < num_channels; ++c) {
-        const auto add = [&](int64_t piece, LaneRange& range) {
-            range.add(channels + c * grid_size + piece * kPiece,
-                      std::min(kPiece, grid_size - piece * kPiece));
+        const auto add = [&](int64_t begin, int64_t end, LaneRange& range) {
+            range.add(channels + c * grid_size + begin, end - begin);
         };
-        const auto [least, most] = range_of_blocks((grid_size + kPiece - 1) / kPiece, pool, add);
+        const auto [least, most] = range_of_blocks(grid_size, kPiece, pool, add);
         ranges.insert(ranges.end(), {least, most});
     }
     return ranges;

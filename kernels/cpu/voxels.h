@@ -7,6 +7,9 @@
 namespace crf {
 constexpr int kMaxAxes = numerics::MAX_AXES;
 
+// Along planes, rows of a plane, and voxels of a row.
+typedef std::array<int64_t, 3> Extents;
+
 // Consecutive voxels along the last axis, all inside the mask.
 struct Run {
     int64_t voxel;  // compact index of the first
@@ -42,6 +45,16 @@ struct Voxels {
     // The run that holds compact voxel n.
     int64_t find_run(int64_t voxel) const;
 
+    // The first run of each of some parts of the box or the grid, and the end. part_of(run)
+    // ascends.
+    template <class PartOf>
+    std::vector<int64_t> first_runs(int64_t num_parts, PartOf&& part_of) const {
+        std::vector<int64_t> first(num_parts + 1);
+        for (const Run& run : runs) ++first[part_of(run) + 1];
+        std::partial_sum(first.begin(), first.end(), first.begin());
+        return first;
+    }
+
     // Coordinates in the box of a linear box index.
     void coordinates(int64_t box_index, int64_t* coordinate) const;
 
@@ -67,9 +80,7 @@ struct Voxels {
 constexpr int64_t kVoxelBlock = 1024;
 // Distance between rows of a block. Rows a power of two apart would share one set of the L1 cache.
 constexpr int64_t kBlockRow = kVoxelBlock + 16;
-inline int64_t num_voxel_blocks(int64_t num_voxels) {
-    return (num_voxels + kVoxelBlock - 1) / kVoxelBlock;
-}
+inline int64_t num_voxel_blocks(int64_t num_voxels) { return divided_up(num_voxels, kVoxelBlock); }
 
 // A range of consecutive items, such as the floats of a row that hold numbers: [begin, end).
 struct Stretch {

@@ -1,5 +1,6 @@
 """What keeps kernels serves one call at a time: none waits for itself, and none meets another's."""
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import crfrefine
 from crfrefine import CrfParameters, InputError
 from crfrefine.engines import get_backend
 from crfrefine.engines.cpu import CpuBackend, load_engine
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 SHAPE = (9, 12, 7)
 SPACING = (1.0, 1.3, 0.8)
@@ -170,3 +172,32 @@ def test_a_run_on_tiles_leaves_nothing_of_itself_in_kernels(monkeypatch):
     monkeypatch.setattr(CpuBackend, "kernels", lambda *_: kernels)
     with pytest.raises(load_engine().EngineInputError, match="have had their last run"):
         tile_cases.refine(case, parameters, 1e-3, threads=1)
+
+
+def test_python_goes_on_while_filters_are_planned():
+    """The main thread counts on while another one plans filters for 1.5 million voxels."""
+    image = RANDOM.normal(100.0, 20.0, (1, 96, 128, 120)).astype(np.float32)
+    kernel = KernelSpec("bilateral", (8.0, 8.0, 8.0), (20.0,))
+    spec = KernelSetSpec((kernel,), "symmetric", "auto", num_labels=2, num_iterations=5)
+    engine = load_engine()
+    counted = 0
+
+    def count_while_planned():
+        before = counted
+        for _ in range(100):  # One plan takes milliseconds, in which a busy machine may do else.
+            engine.plan_filters(image, None, list(SPACING), spec, 1)
+            if counted > before:
+                break
+        return counted - before
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)  # Python passes its lock on only where code gives it up.
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            planned = pool.submit(count_while_planned)
+            while not planned.done():
+                counted += 1
+                time.sleep(0.0002)
+    finally:
+        sys.setswitchinterval(interval)
+    assert planned.result() > 0
