@@ -235,9 +235,9 @@ def _regions_of_channels(
 
 def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     """Return notes on cases with files of other voxel axes than the image, or on a part of it."""
-    turned: list[str] = []
-    filled: list[str] = []
-    unknown: list[str] = []
+    turned = []
+    filled = []
+    unknown = []
     for header in headers:
         grid = WorkGrid(header.images[0])
         if any(companion.turning for companion in header.companions):
@@ -247,12 +247,14 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
             filled.append(header.files.case_id)
         if any(note.kind is NoteKind.UNKNOWN_FRAME for note in header.notes):
             unknown.append(header.files.case_id)
-    kinds = (
-        (NoteKind.TURNED_CASES, turned),
-        (NoteKind.FILLED_CASES, filled),
-        (NoteKind.FRAME_CASES, unknown),
-    )
-    return [kind(cases=cases) for kind, cases in kinds if cases]
+    notes = []
+    if turned:
+        notes.append(NoteKind.TURNED_CASES(cases=turned))
+    if filled:
+        notes.append(NoteKind.FILLED_CASES(cases=filled))
+    if unknown:
+        notes.append(NoteKind.FRAME_CASES(cases=unknown))
+    return notes
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case:
