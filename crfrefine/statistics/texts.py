@@ -97,3 +97,12 @@ def power_text(comparison: PairedComparison) -> str:
         f"a true difference of {difference} would be found with probability 80 %, "
         "a smaller one less often"
     )
+
+
+def wins_text(comparison: PairedComparison, p_value: float, correction: str = "") -> str:
+    """Return p, and in how many cases the method is better; or worse, if these are more."""
+    text = f"p {format_p(p_value)}{correction}, "
+    num_cases = counted(comparison.num_pairs, "case")
+    if comparison.wins >= comparison.losses:
+        return f"{text}{comparison.wins} of {num_cases} better"
+    return f"{text}{comparison.losses} of {num_cases} worse"

@@ -32,7 +32,7 @@ from crfrefine.statistics.paired import (
     holm,
     smallest_p_value,
 )
-from crfrefine.statistics.texts import format_p, points_text, power_text
+from crfrefine.statistics.texts import points_text, power_text, wins_text
 
 ENDPOINT = DICE.name  # The deciding metric: its mean over the regions of each case.
 # With fewer cases, a true difference of two thirds of their scatter, which is large, is missed more
@@ -294,7 +294,7 @@ def _sentence(
     power = power_text(primary)
     if power and outcome == Outcome.NO_DIFFERENCE:
         conclusion += f" {power[0].upper()}{power[1:]}."
-    figures.append(_tested(primary, primary.p_value))
+    figures.append(wins_text(primary, primary.p_value))
     difference = f"Mean {DICE.title} {points_text(primary.mean_difference)} against {baseline}"
     return f"{difference} ({', '.join(figures)}): {conclusion}"
 
@@ -328,20 +328,11 @@ def _against_rivals(subject: str, rivals: Sequence[Rival]) -> tuple[Outcome, lis
     gains += f"{first.name} {points_text(first.gain)}"
     sentence = _AGAINST_RIVALS[answer].format(
         name=first.name,
-        figures=f"{gains} ({_tested(first.comparison, first.p_adjusted, correction)}).",
+        figures=f"{gains} ({wins_text(first.comparison, first.p_adjusted, correction)}).",
         needed=needed,
         rivals=counted(len(compared), "rival"),
     )
     return outcome, [sentence, *sentences]
-
-
-def _tested(comparison: PairedComparison, p_value: float, correction: str = "") -> str:
-    """Return p, and in how many cases the method is better; or worse, if these are more."""
-    text = f"p {format_p(p_value)}{correction}, "
-    num_cases = counted(comparison.num_pairs, "case")
-    if comparison.wins >= comparison.losses:
-        return f"{text}{comparison.wins} of {num_cases} better"
-    return f"{text}{comparison.losses} of {num_cases} worse"
 
 
 def _notes(
