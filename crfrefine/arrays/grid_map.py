@@ -130,6 +130,8 @@ class GridMap:
     @cached_property
     def num_inside(self) -> int:
         """Number of voxels that lie on the source."""
+        if self.source_axes is not None:  # The grid may be too large to look at its planes.
+            return math.prod(int(np.count_nonzero(line)) for line in self.inside_along)
         return sum(int(np.count_nonzero(self.inside(plane))) for plane in range(self.shape[0]))
 
     @cached_property
