@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +29,6 @@ MAX_PARTS = 1_000_000  # processes that share cases; folds and steps of a traini
 
 ROOT = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
-MEMORY_OF_MACHINE = Path("/proc/meminfo")  # names and sizes in KiB
-OWN_PAGES = Path("/proc/self/statm")  # numbers of pages: all, resident, shared, and others
 
 
 def require_few_labels(num_labels: int, owner: str) -> None:
@@ -189,8 +188,7 @@ def parse_size(text: str) -> int:
         number, letter, suffix = match.groups(default="")
         base = 1000 if suffix.upper() == "B" else 1024
         power = " KMGT".index(letter.upper() or " ")
-        whole, _, decimals = number.partition(".")
-        size = int(whole + decimals) * base**power // 10 ** len(decimals)
+        size = int(Decimal(number) * base**power)
     if not 1 <= size < LARGEST:
         raise InputError(
             f"{shorten_value(text)} is not a size of memory; "
@@ -219,24 +217,22 @@ def memory_limit(max_memory: int | None = None) -> MemoryLimit:
     machine's is its free memory plus that of this process, less a reserve for everything else: a
     twentieth of all memory, at most 1 GiB. Swap space does not count: a run that swaps never ends.
     """
-    words = MEMORY_OF_MACHINE.read_text(encoding="ascii").split()
-    total = int(words[words.index("MemTotal:") + 1]) << 10
-    free = int(words[words.index("MemAvailable:") + 1]) << 10
-    reserve = min(total // 20, 1 << 30)
-    pages = [int(number) for number in OWN_PAGES.read_text(encoding="ascii").split()]
-    page = os.sysconf("SC_PAGE_SIZE")
-    resident = pages[1] * page
-    held = resident - pages[2] * page  # The system can take back shared pages, those of files.
-    available = max(free - reserve, 0) + held
+    import psutil
+
+    process = psutil.Process().memory_info()
+    machine = psutil.virtual_memory()
+    reserve = min(machine.total // 20, 1 << 30)
+    held = process.rss - process.shared  # The system can take back pages of files.
+    available = max(machine.available - reserve, 0) + held
 
     limits = []
     if max_memory is not None:
         limits.append(MemoryLimit(max_memory, OPTION))
-    limits.append(MemoryLimit(available, "the memory available on this machine"))
+    limits.append(MemoryLimit(int(available), "the memory available on this machine"))
     for size, *_ in group_numbers("memory.max"):
         limits.append(MemoryLimit(size, "the control group (cgroup) of this process"))
     smallest = min(limits, key=lambda limit: limit.bytes)
-    return replace(smallest, left=max(0, smallest.bytes - resident))
+    return replace(smallest, left=max(0, smallest.bytes - process.rss))
 
 
 def require_memory(

@@ -34,7 +34,7 @@ template <int L, class Lanes>
     return found;
 }
 
-// Inputs of an update besides the marginals.
+// Results of an update besides the marginals.
 struct UpdateLanes {
     vfloat negative_entropy;  // sum Q log Q
     // The largest of <Q, x> - sum Q log Q over all Q, which the new marginals attain, with x

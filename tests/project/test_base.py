@@ -3,7 +3,7 @@
 Messages steer no terminal; made-up systems tell how much memory and how many cores a run may take.
 """
 
-import resource
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -66,17 +66,14 @@ def test_a_size_is_written():
 
 
 @pytest.fixture
-def groups(control_group, tmp_path, monkeypatch):
+def groups(control_group, monkeypatch):
     """Control groups of this process, as in a container on a machine of 16 GiB."""
-    memory = f"MemTotal: {16 << 20} kB\nMemFree: 1 kB\nMemAvailable: {12 << 20} kB\n"
-    num_pages = GIB // resource.getpagesize()
-    for name, text in (
-        ("MEMORY_OF_MACHINE", memory),
-        ("OWN_PAGES", f"{2 * num_pages} {num_pages} 0 1 0 1 0\n"),
-    ):
-        path = tmp_path / name
-        path.write_text(text, encoding="ascii")
-        monkeypatch.setattr(limits, name, path)
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB)
+    )
+    monkeypatch.setattr(
+        "psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0)
+    )
     return control_group
 
 

@@ -37,6 +37,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS.split("\n")) for name 
 # Library -> the only places that may import it; places are modules or folders of the package.
 HOMES = {
     "SimpleITK": set(),  # in a process of its own (io.itk): its readers crash on hostile headers
+    "psutil": {"base.limits"},
     "nibabel": {"io"},
     "pydicom": {"io.dicom"},
     "highdicom": {"io.dicom"},
