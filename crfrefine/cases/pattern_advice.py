@@ -146,6 +146,7 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
         names = (root.name, *names)
         root = root.parent
     folders = [root]
+    depth = 0
     for depth in range(1, len(names) + 1):
         inside = folders_inside(folders, root, names[:depth], {})
         if not inside:
@@ -155,8 +156,10 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
     if not there:
         return f"\n  {folders[0]} is empty."
 
+    missing = "".join(names[depth - 1 : depth])  # the first name without a file, if there are names
+
     def likeness(path: Path) -> float:
-        return difflib.SequenceMatcher(None, path.name, names[depth - 1]).ratio()
+        return difflib.SequenceMatcher(None, path.name, missing).ratio()
 
     near = sorted(there[:_MAX_COMPARED], key=likeness, reverse=True)
     shown = listed([path.relative_to(root) for path in near], _MAX_NEAREST)

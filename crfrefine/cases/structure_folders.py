@@ -256,7 +256,8 @@ def find_structures(path: Path, known: Collection[str] = ()) -> dict[str, CaseFi
         require_file(path)
         return {UNNAMED: replace(only_case, labels=path)}
     inside = [] if is_pattern(path) else structures_inside(path)
-    has_names = (path / "dataset.json").exists()  # of labels, so that files are label maps
+    # Names of labels show that files are label maps. A pattern may be too long for a path.
+    has_names = bool(inside) and (path / "dataset.json").exists()
     if inside and not has_names and len(read_header(inside[0].path).segments) <= 1:
         return {UNNAMED: only_case.with_structures(inside)}
     files = Files(LABEL_MAP, path, cases=known)

@@ -79,7 +79,10 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     result = CaseResult(pair.case_id)
 
     def fail(failure: Failure) -> None:
-        result.values.clear()  # Values without their lesions would be those of empty masks.
+        # Values without their lesions would be those of empty masks.
+        result.values.clear()
+        result.lesions.clear()
+        result.changes.clear()
         result.fail(failure)
 
     with failing_alone(fail, pair.reference.labels, *pair.reference.network):

@@ -151,6 +151,13 @@ def test_a_pattern_may_be_longer_than_a_name(brats, monkeypatch):
     assert [case.case_id for case in found.cases] == ["B-1"]
 
 
+def test_a_folder_of_folders_without_images_may_be_the_current_one(tmp_path, monkeypatch):
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    result = run_here("infer", "-i", ".", "-p", "sub", "-o", "r", status=1)
+    assert "There are sub in ." in result.stderr
+
+
 def test_a_pattern_of_no_file_is_an_error_with_what_is_there(brats):
     result = run_here("infer", "-i", IMAGES, "-p", "out/{case}_x.nii.gz", "-o", "r", status=1)
     assert "out/{case}_x.nii.gz: no file by this pattern" in result.stderr

@@ -132,6 +132,20 @@ def test_a_case_whose_lesions_cannot_be_measured_has_no_values(study, tmp_path, 
     assert {case for case, *_ in read_metrics(tmp_path)} == {"a"}
 
 
+def test_a_case_that_fails_after_its_first_lesions_has_none_of_them(study, tmp_path, monkeypatch):
+    others = []
+
+    def fail(label_map, reference, *rest):
+        others.append(label_map)
+        if len(others) > 1:
+            raise MemoryError
+        return measure_lesions(label_map, reference, *rest)
+
+    monkeypatch.setattr(measuring, "measure_lesions", fail)
+    run_here(*study.arguments[:-1], tmp_path, "--lesions", status=1)
+    assert not read_lesions(tmp_path)
+
+
 def test_the_table_has_a_row_for_each_lesion_with_its_place(study, tmp_path):
     evaluate(study, tmp_path, "--lesions", "isles")
     rows = [

@@ -376,6 +376,18 @@ def test_a_folder_per_case_has_named_labels(study):
         assert mean_dice(summary)[str(number)] == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_list_of_structures_may_be_longer_than_a_name_of_a_file(study):
+    listed = ",".join([*NAMES, *(f"structure_{number}" for number in range(30))])
+    for folder in ("pred", "ref"):
+        for path in (study / folder).glob("*/*.nii.gz"):
+            path.rename(study / folder / f"{path.parent.name}_{path.name}")
+    patterns = [
+        study / folder / f"{{case}}_{{label:{listed}}}.nii.gz" for folder in ("pred", "ref")
+    ]
+    _, summary = evaluate(study, *patterns)
+    assert case_ids(summary) == ["p1", "p2"]
+
+
 def test_two_flat_folders_are_one_case_by_their_names_grid_and_values(study):
     _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1")
     assert case_ids(summary) == ["p1"]
