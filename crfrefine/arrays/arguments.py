@@ -310,7 +310,7 @@ def copied(value: Any, name: str) -> Any:
 def open_arguments(
     given: dict[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return the arguments as arrays, None for None, and the spacing: the caller's or the images'.
+    """Return arrays, None for a mask or strokes left out, and the caller's or images' spacing.
 
     Raises:
         InputError: what `given_array` refuses, images of both libraries, whose arrays have opposite
@@ -356,5 +356,6 @@ def open_arguments(
     for name, value in given.items():
         if name in opened:
             value = opened[name].values
-        arrays[name] = None if value is None else given_array(value, name)
+        is_left_out = value is None and name in ("mask", "strokes")
+        arrays[name] = None if is_left_out else given_array(value, name)
     return arrays, spacing

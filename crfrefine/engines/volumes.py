@@ -139,6 +139,7 @@ def volume_part(
     limits = np.full(len(logits), least * spec.temperature)
     if spec.bias is not None:
         limits += spec.bias[0] - spec.bias
+    limits -= 1e-6 * np.abs(limits)  # They are compared in float32.
     places = []
     columns = []
     for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache

@@ -178,8 +178,9 @@ def _lowest_distance(
     for radius in np.unique(radii).tolist():
         ends = []
         ball = np.zeros((1,) * len(shape), np.float32)  # d² / r² around a drawn voxel
-        for axis, step in enumerate(spacing):
-            end = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
+        for axis, (step, extent) in enumerate(zip(spacing, shape, strict=True)):
+            reach = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
+            end = min(reach, extent - 1)  # farther places are outside of the box
             distance = np.arange(-end, end + 1) * (step / radius)
             along = [1] * len(shape)
             along[axis] = len(distance)

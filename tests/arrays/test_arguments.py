@@ -124,6 +124,8 @@ WRONG = [
         {"logits": BATCH, "image": np.stack([CASE.image] * 2)},
         r"\(\*grid\) with the logits' grid \(3, 6, 4, 5\)\n.*Of a batch",
     ),
+    ({"logits": None}, "logits has type object; expected an array of real numbers"),
+    ({"image": None}, "image has type object; expected an array of real numbers"),
     (
         {"logits": np.moveaxis(CASE.logits, 0, -1)},
         r"with the logits' grid .*\n.*np\.moveaxis\(logits, -1, 0\)",

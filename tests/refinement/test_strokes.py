@@ -2,6 +2,8 @@
 representation of a network's output.
 """
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
@@ -244,6 +246,18 @@ def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
         logits, image, mark(1, (2, 24, 3)), {"postprocess.keep_largest": "each"}
     ).label_map
     assert (found[2, 24, 3], found[2, 24, 4]) == (1, 0)
+
+
+def test_a_stroke_on_fine_voxels_takes_no_more_memory_than_the_grid():
+    shape = (14, 11, 9)
+    logits = np.zeros((2, *shape), np.float32)
+    logits[1] = np.random.default_rng(1).normal(-2.0, 0.1, shape)
+    tracemalloc.start()
+    result = refined(logits, logits[0], mark(1, (6, 5, 4), shape), spacing=(0.1, 0.08, 0.09))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.label_map[6, 5, 4] == 1
+    assert most < 16 << 20
 
 
 def test_a_right_stroke_changes_next_to_nothing(ball):
