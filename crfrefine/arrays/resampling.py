@@ -221,9 +221,7 @@ def resample_logits(
 _MIN_SHARE = 1.0 - 10 * POSITION_TOLERANCE
 
 
-def resample_image(
-    grid_map: GridMap, source: Float32, target: Float32, *, threads: int = 1
-) -> None:
+def resample_image(grid_map: GridMap, source: Float32, target: Float32) -> None:
     """Interpolate images linearly, (channels, [z,] y, x), which may have voxels that are NaN.
 
     The target is NaN outside of the source, and where a sample that counts is NaN. NaN becomes 0 in
@@ -234,11 +232,11 @@ def resample_image(
         has_nan = bool(is_nan.any())
         if has_nan:
             channel[is_nan] = 0.0
-        interpolate(grid_map, channel, filled, threads)
+        interpolate(grid_map, channel, filled, threads=1)
         if has_nan:
             share = np.empty_like(filled)
             is_number = np.where(is_nan, np.float32(0), np.float32(1))
-            interpolate(grid_map, is_number, share, threads)
+            interpolate(grid_map, is_number, share, threads=1)
             is_known = share >= _MIN_SHARE
             np.divide(filled, share, out=filled, where=is_known)
             filled[~is_known] = np.nan

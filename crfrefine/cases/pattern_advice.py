@@ -146,7 +146,6 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
         names = (root.name, *names)
         root = root.parent
     folders = [root]
-    depth = 0
     for depth in range(1, len(names) + 1):
         inside = folders_inside(folders, root, names[:depth], {})
         if not inside:
@@ -156,7 +155,7 @@ def nearest_files(pattern: Path, case_id: str | None = None) -> str:
     if not there:
         return f"\n  {folders[0]} is empty."
 
-    missing = "".join(names[depth - 1 : depth])  # the first name without a file, if there are names
+    missing = names[depth - 1] if names else ""  # the first name of the pattern without a file
 
     def likeness(path: Path) -> float:
         return difflib.SequenceMatcher(None, path.name, missing).ratio()
