@@ -18,7 +18,7 @@ from crfrefine.base.text import listed, see, text_of_sizes
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import holds_labels
-from crfrefine.cases.frame import Frame, read_network_file
+from crfrefine.cases.frame import read_network_file
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -56,8 +56,8 @@ class CaseHeaders:
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     # mm to compute with, one per grid axis: given for the case, or the image's
     spacing: Spacing
-    # how the axes of the network's output are known, if it is an array without geometry
-    frame: Frame | None = None
+    # the label map with which a network's output is compared, if it is an array without geometry
+    compared: VolumeHeader | None = None
 
     @property
     def image(self) -> VolumeHeader:
@@ -98,7 +98,7 @@ class CaseHeaders:
                 if self.files.modalities:
                     what = f"modality {self.files.modalities[place]}"
                 outside = "take no part, as if outside the mask"
-                notes += WorkGrid(first).describe_image(image, what, outside)
+                notes += WorkGrid(first).describe(image, what, outside)
         headers = (*self.images, *self.companions)
         for header in headers:
             for note in header.notes:
@@ -132,9 +132,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
         network = NetworkHeader((), 0, None)
-        frame = None
+        compared = None
         if files.network:
-            network, frame = _read_network_header(files, images[0], options)
+            network, compared = _read_network_header(files, images[0], options)
         mask = None
         if files.mask is not None:
             mask = read_scalar(files.mask, "mask", images[0], options)
@@ -150,7 +150,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             labels,
             tuple(strokes),
             files.spacing or images[0].geometry()[1],
-            frame,
+            compared,
         )
 
 
@@ -200,18 +200,18 @@ def read_scalar(
 
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
-) -> tuple[NetworkHeader, Frame | None]:
+) -> tuple[NetworkHeader, VolumeHeader | None]:
     """Read the headers of a network's output, and tell a label map from channels.
 
     Logits are distinguished from probabilities later, by their values (`network_output`).
     """
     headers = []
-    frame = None
+    compared = None
     for path in files.network:
         if options.input_type == "labels":
             headers.append(read_header(path))
             continue
-        header, frame = read_network_file(path, image, files.images)
+        header, compared = read_network_file(path, image, files.images)
         headers.append(header)
     first = headers[0]
     regions = options.regions
@@ -248,7 +248,7 @@ def _read_network_header(
             f"found {_NOT_MAPPED[what]}; leave --map out"
         )
     regions.require_number(network)
-    return network, frame
+    return network, compared
 
 
 def _label_map_header(

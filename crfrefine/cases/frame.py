@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -39,53 +38,40 @@ RAS = "RAS"
 OF_FRAME = (NoteKind.FRAME_OF_PLANS, NoteKind.UNKNOWN_FRAME, NoteKind.DOUBTFUL_FRAME)
 
 
-class Frame(NamedTuple):
-    """The grid of an array without geometry, in its order of axes, and how it is known."""
-
-    grid: VolumeHeader
-    reader: str = ""  # the name of nnU-Net's reader, if plans name one
-    # The plans, or the label map beside the array; None means that it is taken on the axes of the
-    # image, and nothing says so.
-    source: Path | None = None
-    label_map: VolumeHeader | None = None  # with which the values are to be compared
-
-
 def read_network_file(
     path: Path,
     image: VolumeHeader,
     others: Collection[Path] = (),
     label_map: Path | None = None,
-) -> tuple[VolumeHeader, Frame | None]:
+) -> tuple[VolumeHeader, VolumeHeader | None]:
     """Read the header of a network's output, of an array with the geometry of its frame.
 
-    It has the channels that the grid of the image shows. The frame is None for a file with geometry
-    of its own. `others` are files of the case that are no label maps of the network, and
-    `label_map` is one if there is none beside the file.
+    It has the channels that the grid of the image shows. The second header is that of a label map
+    with which the values of an array are to be compared; None means that there is none. `others`
+    are files of the case that are no label maps of the network, and `label_map` is one if there is
+    none beside the file.
     """
     header = read_header(path)
     if header.affine is not None:
         return with_channel_axis(header, image), None
-    frame = find_frame(path, image, others, label_map)
-    return in_frame(with_channel_axis(header, frame.grid), frame, image), frame
+    grid, note, compared = find_frame(path, image, others, label_map)
+    return in_frame(with_channel_axis(header, grid), grid, note, image), compared
 
 
-def in_frame(header: VolumeHeader, frame: Frame, image: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array with the geometry of its frame, and a note on it.
+def in_frame(
+    header: VolumeHeader, grid: VolumeHeader, note: Note | None, image: VolumeHeader
+) -> VolumeHeader:
+    """Return the header of an array with the geometry of its frame, and the note on that.
 
-    It has no frame on the axes of the image, as arrays always have it, and if its sizes do not fit.
+    It has no geometry on the axes of the image, as arrays always have it, and if its sizes do not
+    fit.
     """
-    name = header.path.name
-    if frame.source is None and not _runs_toward_ras(image):
-        note = NoteKind.UNKNOWN_FRAME(name, axes=image.orientation)
-        return replace(header, notes=(*header.notes, note))
-    grid = frame.grid
-    if not header.on_same_grid(grid) or image.on_same_grid(grid):
-        return header
-    notes = header.notes
-    if frame.reader in _TOWARD_RAS:
-        note = NoteKind.FRAME_OF_PLANS(name, axes=RAS, reader=frame.reader, plans=str(frame.source))
-        notes = (*notes, note)
-    return _with_geometry(replace(header, notes=notes), grid)
+    has_other_axes = header.on_same_grid(grid) and not image.on_same_grid(grid)
+    if note is not None and (has_other_axes or note.kind is NoteKind.UNKNOWN_FRAME):
+        header = replace(header, notes=(*header.notes, note))
+    if has_other_axes:
+        return _with_geometry(header, grid)
+    return header
 
 
 def _with_geometry(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
@@ -97,26 +83,29 @@ def find_frame(
     image: VolumeHeader,
     others: Collection[Path] = (),
     label_map: Path | None = None,
-) -> Frame:
+) -> tuple[VolumeHeader, Note | None, VolumeHeader | None]:
     """Return the frame of an array of scores, over the grid of an image; arguments as above.
 
+    It is the grid in the array's order of axes, with a note on how it is known, or that it is not,
+    and the header of the label map with which the values are to be compared, if there is one.
     Raise InputError if the plans beside it cannot be read.
     """
-    name, source = reader_of(path.parent)
-    is_turned = name in _TOWARD_RAS and image.num_axes == 3
+    reader, source = reader_of(path.parent)
+    is_turned = reader in _TOWARD_RAS and image.num_axes == 3
     compared = None
     if not is_turned or not has_clear_orientation(image.required_affine):
         compared = _label_map_beside(path, image, others, label_map)
     if is_turned:
-        return Frame(toward_ras(image), name, source, compared)
+        note = NoteKind.FRAME_OF_PLANS(path.name, axes=RAS, reader=reader, plans=str(source))
+        return toward_ras(image), note, compared
     grid = image
     if compared is not None and not image.on_same_grid(compared):
         grid = compared  # The network's own image had these axes.
-    if name in _ON_AXES_OF_IMAGE:
-        return Frame(grid, name, source)
-    if compared is not None:
-        return Frame(grid, name, compared.path, compared)
-    return Frame(image, name)
+    if reader in _ON_AXES_OF_IMAGE:
+        return grid, None, None
+    if compared is None and not _runs_toward_ras(image):
+        return grid, NoteKind.UNKNOWN_FRAME(path.name, axes=image.orientation), None
+    return grid, None, compared
 
 
 def toward_ras(grid: VolumeHeader) -> VolumeHeader:
@@ -192,24 +181,20 @@ def describe_frame(path: Path) -> str:
     return f"{axes}, by the reader {reader} that {source} names"
 
 
-def check_of(frame: Frame | None, header: VolumeHeader, image: VolumeHeader) -> FrameCheck | None:
-    """Return the check of an array with its label map; None if there is nothing to compare."""
-    if frame is None or frame.label_map is None:
-        return None
-    return FrameCheck(frame, header, image)
-
-
 class FrameCheck:
     """Compares the values of an array with the label map beside it, which tells its axes."""
 
-    def __init__(self, frame: Frame, header: VolumeHeader, image: VolumeHeader) -> None:
-        """Read the label map of a frame on the grid of the image; `header` is the array's."""
+    def __init__(
+        self, compared: VolumeHeader | None, header: VolumeHeader, image: VolumeHeader
+    ) -> None:
+        """Read the label map of `find_frame` on the grid of the image; `header` is the array's."""
         self._header = header
         self._image = image
-        self._frame = frame
+        self._compared = compared
         self._axes: AxesCheck | None = None
-        assert frame.label_map is not None
-        label_map = placed_on(frame.label_map, image)
+        if compared is None:
+            return
+        label_map = placed_on(compared, image)
         with suppress(InputError):
             values = read_array(label_map)
             if is_label_map(label_map, values[0]):
@@ -218,12 +203,12 @@ class FrameCheck:
                     self._axes = axes
 
     def look(self, values: Float32, *, are_regions: bool = False) -> list[Note]:
-        """Compare (channels, [z,] y, x) in memory; return a note if nothing tells the axes.
+        """Compare (channels, [z,] y, x) in memory; return a note if the label map tells no axes.
 
         Raise InputError if the values agree with the label map in other axes than assumed.
         """
         if self._axes is None:
-            if _runs_toward_ras(self._image):
+            if self._compared is None or _runs_toward_ras(self._image):
                 return []
             name = self._header.path.name
             return [NoteKind.UNKNOWN_FRAME(name, axes=self._image.orientation)]
@@ -235,6 +220,8 @@ class FrameCheck:
 
         Its iterator raises InputError at its end as `look` does.
         """
+        if self._axes is None:
+            return read
 
         def pieces() -> Iterator[Piece]:
             axes = self._axes
@@ -258,8 +245,8 @@ class FrameCheck:
             letters = [placing.inverse.letters(codes) for codes in letters]
         # Of axes that agree alike, nnU-Net's are likelier.
         best = max(range(len(shares)), key=lambda turn: (shares[turn], letters[turn] == RAS))
-        assert self._frame.label_map is not None
-        label_map = self._frame.label_map.path
+        assert self._compared is not None
+        label_map = self._compared.path
         path = self._header.path
         if contradicts(shares[0], shares[best]):
             placed = shlex.quote(f"{stem_of(path)}_placed.nii.gz")

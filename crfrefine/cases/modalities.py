@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from crfrefine.arrays.resampling import resample_image
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import Job
 from crfrefine.cases.content import evidence_of_labels
@@ -43,7 +44,7 @@ def modality_jobs(
         source = allocate_array(image.stored_shape, image.path)
         read_array(image, nan_files, source)
         evidence[number] = evidence_of_labels(source[0])
-        grid.interpolate_image(image, source, values[number : number + 1])
+        resample_image(grid.map_to(image), source, values[number : number + 1])
 
     for number, image in enumerate(images):
         if first.on_same_grid(image):

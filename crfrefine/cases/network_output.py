@@ -36,7 +36,7 @@ from crfrefine.cases.foreground import (
     complete_channels,
     scaled_pieces,
 )
-from crfrefine.cases.frame import check_of
+from crfrefine.cases.frame import FrameCheck
 from crfrefine.cases.label_input import label_map_of_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
@@ -172,9 +172,8 @@ def network_of_scores(
     header = headers.network
     notes += complete_channels(values, header, options)
     regions = options.regions.scheme_of(values, header)
-    check = check_of(headers.frame, header.first, headers.image)
-    if check is not None:
-        notes += check.look(values, are_regions=regions is not None)
+    check = FrameCheck(headers.compared, header.first, headers.image)
+    notes += check.look(values, are_regions=regions is not None)
     input_type = options.type_of_scores
     look = None
     if options.input_type == "auto" and regions is None:
@@ -242,9 +241,7 @@ def network_of_stream(
     if header.lacks_background:
         kind, read, of_background = background_of_stream(header, options)
         notes += of_background
-    check = check_of(headers.frame, header.first, headers.image)
-    if check is not None:
-        read = check.watch(read)
+    read = FrameCheck(headers.compared, header.first, headers.image).watch(read)
     one_hot = label_map_of_one_hot(headers, read(), options, notes)
     if one_hot is not None:
         return one_hot, "labels"
@@ -265,7 +262,7 @@ def network_of_stream(
     work = WorkGrid(like)
     is_cubic = options.resample == CUBIC
     grid_map = work.require_overlap(first, "logits")
-    notes += work.describe(grid_map, first, "logits", HOW[is_cubic], "become background")
+    notes += work.describe(first, "logits", "become background", how=HOW[is_cubic])
     network = replace(
         network,
         grid_shape=like.stored_grid,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
-from crfrefine.arrays.resampling import count_outside, nearest, resample_image, resample_logits
+from crfrefine.arrays.resampling import count_outside, nearest, resample_logits
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import text_of_sizes
@@ -67,19 +66,8 @@ class WorkGrid:
         unseen = resample_logits(
             grid_map, values, result, are_regions=are_regions, is_cubic=is_cubic, threads=threads
         )
-        notes += self.describe(grid_map, other, "logits", HOW[is_cubic], outside)
+        notes += self.describe(other, "logits", outside, how=HOW[is_cubic])
         return result, unseen
-
-    def interpolate_image(self, other: VolumeHeader, source: Float32, target: Float32) -> None:
-        """Interpolate images of the file `other` linearly onto this grid, (channels, [z,] y, x).
-
-        They are NaN outside their own grid, and where a sample is NaN; the source is changed.
-        """
-        resample_image(self.map_to(other), source, target)
-
-    def describe_image(self, other: VolumeHeader, what: str, outside: str) -> list[Note]:
-        """Return the notes for the user about an image on another grid."""
-        return self.describe(self.map_to(other), other, what, HOW[False], outside)
 
     def nearest(
         self,
@@ -99,7 +87,7 @@ class WorkGrid:
             return values.reshape(shape)
         grid_map = self.map_to(other)
         if grid_map.in_whole_voxels is None:
-            notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
+            notes += self.describe(other, what, outside, how="taken by nearest neighbor")
         elif grid_map.num_inside < grid_map.num_voxels:
             notes.append(
                 NoteKind.PART_OF_GRID(
@@ -179,40 +167,41 @@ class WorkGrid:
         two grids should be one. With `either_way`, half of the other grid's voxels may lie on this
         one instead.
         """
-        reason = explain_difference(self.header, self.name, other, what)
-        if reason is not None:
-            raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
-        grid_map = self.map_to(other)
-        if self._is_enough(other, grid_map, either_way=either_way):
-            return grid_map
-
-        order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
-        if not grid_map.num_inside:
-            problem = f"the {what} and the {self.name} do not overlap in the world"
-            raise self._mismatch(other, problem, order or _NO_OVERLAP)
-        problem = f"the {self._coverage(grid_map, what)}; expected at least half of them"
-        advice = (
-            "Do the files belong together? Where a network has seen only a part, crop the "
-            f"{self.name} to that part, or export the {what} on the {self.name}'s grid."
-        )
-        if what == "modality":
+        problem = f"{what} on another grid than the {self.name}"
+        advice = explain_difference(self.header, self.name, other, what)
+        if advice is None:
+            grid_map = self.map_to(other)
+            if self._is_enough(other, grid_map, either_way=either_way):
+                return grid_map
+            problem = f"the {self._coverage(grid_map, what)}; expected at least half of them"
             advice = (
-                "Do the files belong together? Crop the image to the part that all modalities "
-                "show, or leave this one out: the grid is that of the first modality."
+                "Do the files belong together? Where a network has seen only a part, crop the "
+                f"{self.name} to that part, or export the {what} on the {self.name}'s grid."
             )
-        raise self._mismatch(other, problem, order or advice)
+            if not grid_map.num_inside:
+                problem = f"the {what} and the {self.name} do not overlap in the world"
+                advice = _NO_OVERLAP
+            elif what == "modality":
+                advice = (
+                    "Do the files belong together? Crop the image to the part that all modalities "
+                    "show, or leave this one out: the grid is that of the first modality."
+                )
+            order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
+            advice = order or advice
+        raise GridMismatchError(
+            f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
+        )
 
-    def _is_enough(self, other: VolumeHeader, grid_map: GridMap, *, either_way: bool) -> bool:
+    def _is_enough(
+        self, other: VolumeHeader, grid_map: GridMap, *, either_way: bool = False
+    ) -> bool:
         """Return whether half of the voxels lie on another grid, or with `either_way` half of its.
 
         `grid_map` leads from this grid to the other one.
         """
-        if grid_map.num_inside >= SMALL_OVERLAP * grid_map.num_voxels:
-            return True
-        if not either_way:
-            return False
-        of_other = WorkGrid(other).map_to(self.header)
-        return of_other.num_inside >= SMALL_OVERLAP * of_other.num_voxels
+        if either_way and not self._is_enough(other, grid_map):
+            grid_map = WorkGrid(other).map_to(self.header)
+        return grid_map.num_inside >= SMALL_OVERLAP * grid_map.num_voxels
 
     def _coverage(self, grid_map: GridMap, what: str) -> str:
         """Return in words how much of this grid a file covers."""
@@ -230,23 +219,17 @@ class WorkGrid:
         grid_map = map_grid(self.header.grid_shape, like, other.grid_shape, affine)
         return grid_map.in_whole_voxels or grid_map
 
-    def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
-        return GridMismatchError(
-            f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
-        )
-
     def advice(self, other: VolumeHeader, what: str, hint: str, *, either_way: bool = False) -> str:
         """Return advice about a file on another grid: why it is, or the hint and --resample.
 
         --resample is advised only where `require_overlap` lets the file pass.
         """
-        like = self.header
-        reason = explain_difference(like, self.name, other, what)
+        reason = explain_difference(self.header, self.name, other, what)
         if reason is not None:
             return reason
         grid_map = self.map_to(other)
-        if grid_map.num_inside < SMALL_OVERLAP * grid_map.num_voxels:
-            reason = explain_difference(like, self.name, other, what, is_elsewhere=True)
+        if not self._is_enough(other, grid_map):
+            reason = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
             if reason is not None:
                 return reason
         if not grid_map.num_inside:
@@ -262,9 +245,10 @@ class WorkGrid:
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def describe(
-        self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str
+        self, other: VolumeHeader, what: str, outside: str, *, how: str = HOW[False]
     ) -> list[Note]:
         """Return the notes for the user about a file on another grid."""
+        grid_map = self.map_to(other)
         source = other.describe_grid()
         notes = [NoteKind.RESAMPLED(what=what, how=how, source=source, grid=self.name)]
         num_voxels = grid_map.num_voxels
@@ -300,19 +284,18 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
     affine = grid.required_affine
     first = np.zeros(3)
     last = np.array((*grid.grid_shape, 1)[:3]) - 1.0
-    end = last + 0.5 + POSITION_TOLERANCE
+    end = last + 0.5
     for other in others:
         grid_map = WorkGrid(other).map_to(grid)
-        half = np.abs(grid_map.matrix).sum(axis=1)[::-1] / 2
-        corners = np.array(list(product(*({0, size - 1} for size in grid_map.shape))))
-        places = (corners @ grid_map.matrix.T + grid_map.offset)[:, ::-1]
-        lowest = places.min(axis=0)
-        highest = places.max(axis=0)
-        from_lowest = np.ceil(lowest - half - POSITION_TOLERANCE)
-        to_highest = np.floor(highest + half + POSITION_TOLERANCE)
-        is_below = lowest < -0.5 - POSITION_TOLERANCE
-        first = np.minimum(first, np.where(is_below, from_lowest, 0.0))
-        last = np.maximum(last, np.where(highest > end, to_highest, 0.0))
+        sizes = np.array(grid_map.shape)
+        lengths = np.abs(grid_map.matrix)  # of a voxel along each axis, in voxels of the grid
+        middle = (grid_map.matrix @ (sizes - 1) / 2 + grid_map.offset)[::-1]
+        to_centers = (lengths @ (sizes - 1) / 2)[::-1] - POSITION_TOLERANCE
+        to_borders = (lengths @ sizes / 2)[::-1] + POSITION_TOLERANCE
+        is_below = middle - to_centers < -0.5
+        is_above = middle + to_centers > end
+        first = np.minimum(first, np.where(is_below, np.ceil(middle - to_borders), 0.0))
+        last = np.maximum(last, np.where(is_above, np.floor(middle + to_borders), 0.0))
     num_axes = grid.num_axes
     first[num_axes:] = 0.0
     shape = tuple((last - first + 1).astype(int)[:num_axes].tolist())

@@ -18,7 +18,7 @@ from crfrefine.base.notes import Note
 from crfrefine.base.text import counted, text_of_sizes
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
-from crfrefine.cases.frame import OF_FRAME, Frame, check_of, find_frame, for_archive, in_frame
+from crfrefine.cases.frame import OF_FRAME, FrameCheck, find_frame, for_archive, in_frame
 from crfrefine.cases.label_input import read_mapped
 from crfrefine.cases.network_output import kind_of_channels, take_logits
 from crfrefine.cases.other_grid import WorkGrid
@@ -57,7 +57,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if options.like is not None:
         like = io.read_header(options.like, io.VOLUME_SUFFIXES)
     notes: list[Note] = []
-    header, frame = _with_place(header, like, options, notes)
+    header, compared = _with_place(header, like, options, notes)
     if options.axes is not None:
         like = None  # The array has its own grid.
     placed = io.placed_on(header, like)
@@ -83,20 +83,20 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         if grid.affine is not None and holds_scores_alone(target):
             placed, grid = for_archive(placed, grid, target)
         values = io.read_channels(placed)
-        frame_check = check_of(frame, placed, grid)
-        if frame_check is not None:
+        if compared is not None:
             are_regions = regions.scheme_of(values, placed) is not None
-            notes += frame_check.look(values, are_regions=are_regions)
+            notes += FrameCheck(compared, placed, grid).look(values, are_regions=are_regions)
         sentence = _convert_channels(placed, values, target, options, grid, regions)
     return "\n".join([sentence, *map(str, notes)])
 
 
 def _with_place(
     header: VolumeHeader, like: VolumeHeader | None, options: ConversionOptions, notes: list[Note]
-) -> tuple[VolumeHeader, Frame | None]:
+) -> tuple[VolumeHeader, VolumeHeader | None]:
     """Return the header of a file in the place that options or, for an array, plans give it.
 
-    With it comes the frame of an array over the image `like`, unless the user says its axes.
+    With it comes the label map with which an array over the image `like` is to be compared, if
+    there is one, unless the user says its axes.
     """
     if options.same_voxels:
         header = with_geometry_of(header, like, notes)
@@ -104,10 +104,10 @@ def _with_place(
         return with_axes(header, like, options.axes, options.align, notes), None
     if like is None or header.affine is not None:
         return header, None
-    frame = find_frame(header.path, like)
-    header = in_frame(header, frame, like)
+    grid, note, compared = find_frame(header.path, like)
+    header = in_frame(header, grid, note, like)
     notes += [note for note in header.notes if note.kind in OF_FRAME]
-    return header, frame
+    return header, compared
 
 
 def check_options(source: Path, target: Path, options: ConversionOptions) -> None:

@@ -30,7 +30,7 @@ from crfrefine.cases.foreground import (
     holds_rounded_probabilities,
     read_all_channels,
 )
-from crfrefine.cases.frame import OF_FRAME, check_of, read_network_file
+from crfrefine.cases.frame import OF_FRAME, FrameCheck, read_network_file
 from crfrefine.cases.label_input import GIVE_SCALE
 from crfrefine.cases.label_names import names_of
 from crfrefine.cases.network_output import kind_of_channels, take_logits
@@ -130,9 +130,9 @@ def _read_channels(
     reading = reference.measured.readings[method]
     grid = reference.header
     headers = []
-    frame = None
+    compared = None
     for path in paths:
-        stored_header, frame = read_network_file(path, grid, label_map=label_map)
+        stored_header, compared = read_network_file(path, grid, label_map=label_map)
         headers.append(stored_header)
         reference.warnings.extend(note for note in stored_header.notes if note.kind in OF_FRAME)
     header = io.logits_header(headers, fewest=1, grid=grid)
@@ -146,9 +146,8 @@ def _read_channels(
     stored, notes = read_all_channels(header, reading)
     reference.notes.extend(notes)
     scheme = regions.scheme_of(stored, header)
-    frame_check = check_of(frame, file, grid)
-    if frame_check is not None:
-        reference.warnings.extend(frame_check.look(stored, are_regions=scheme is not None))
+    check = FrameCheck(compared, file, grid)
+    reference.warnings.extend(check.look(stored, are_regions=scheme is not None))
     kind, note = kind_of_channels(stored, header, regions, scheme, reading.type_of_scores)
     if scheme is None and kind == "probabilities":
         clip_overshoot(stored)

@@ -210,7 +210,8 @@ def test_the_nearest_axes_of_double_oblique_planes_are_compared_with_the_label_m
     scores = write_scores(tmp_path / "p", affine)
     write_map(tmp_path / "p", affine)
     write_json(tmp_path / "p" / "plans.json", plans(image_reader_writer=TURNING[0]))
-    assert frame.find_frame(scores, io.read_header(image)).label_map is not None
+    *_, compared = frame.find_frame(scores, io.read_header(image))
+    assert compared is not None
     np.testing.assert_array_equal(read(image, scores).network_labels, labels_of_network())
     write_map(tmp_path / "p", affine, labels_of_network()[::-1])
     with pytest.raises(InputError, match="seem to run toward"):

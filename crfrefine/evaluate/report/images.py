@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.resampling import resample_image
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import REFERENCE
@@ -56,8 +57,8 @@ def read_images(
                 work = reference.work
                 placed = allocate_array(shape, header.path)
                 outside = "are the lowest intensity"
-                reference.notes.extend(work.describe_image(header, "image", outside))
-                work.interpolate_image(header, values, placed)
+                reference.notes.extend(work.describe(header, "image", outside))
+                resample_image(work.map_to(header), values, placed)
             if np.isnan(placed).any():
                 leave_out_nan(placed, None, path)
         except (CrfRefineError, OSError) as error:
