@@ -14,7 +14,6 @@ from crfrefine.arrays.probabilities import (
     BY_HAND,
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
-    plane_blocks,
     voxel_at,
 )
 from crfrefine.arrays.scales import scale_of_foreground, usual_scale
@@ -191,12 +190,3 @@ class ForegroundSums:
             )
         self.scale = scale
         return NoteKind.SCALED_FOREGROUND(top=scale, highest=highest)
-
-
-def sum_foreground(values: Float32, name: str, *, is_rounded: bool = False) -> ForegroundSums:
-    """Return the sums over all channels but the first; arguments as of `ForegroundSums`."""
-    foreground_sums = ForegroundSums(values.shape[1:], name, is_rounded=is_rounded)
-    for planes in plane_blocks(values):
-        for label, channel in enumerate(values[1:, planes], start=1):
-            foreground_sums.add(label, channel, planes)
-    return foreground_sums

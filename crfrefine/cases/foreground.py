@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from functools import partial
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from crfrefine.arrays.foreground import (
     decide_channel,
     fill_background,
     fill_background_of_channel,
-    sum_foreground,
 )
-from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE
+from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, divide_by_scale
 from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import MAX_LABEL, run_all
@@ -130,20 +128,17 @@ def complete_channels(
         divide_by_scale(values[int(header.lacks_background) :], options.scale, header.path)
     if not header.lacks_background:
         return []
-    if header.num_channels > 1:
-        is_rounded = options.scale is not None
-        foreground = sum_foreground(values, str(header.path), is_rounded=is_rounded)
-        notes = [_note_on_added(header), *foreground.check()]
-        values[1:] /= np.float32(foreground.scale)
-        fill_background(values, foreground.sums)
-        return notes
-    kind, note = decide_channel(values[1], options.type_of_scores, header.kind, header.path)
-    fill_background_of_channel(values, kind)
-    return [note]
+    background = Background(header, options, pieces_of(values[1:]))
+    if background.scale not in (None, options.scale):
+        values[1:] /= np.float32(background.scale)
+    background.fill(values, slice(None))
+    return background.notes
 
 
-def _note_on_added(header: NetworkHeader) -> Note:
-    return NoteKind.CHANNELS_WITHOUT_BACKGROUND(header.path.name, channels=header.num_channels)
+def pieces_of(values: Float32) -> Iterator[Piece]:
+    """Yield the pieces of channels in memory, (channels, [z,] y, x): planes of all of them."""
+    for planes in plane_blocks(values):
+        yield Piece(slice(0, len(values)), planes, values[:, planes])
 
 
 def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece]:
@@ -155,65 +150,68 @@ def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece
         yield piece
 
 
-def background_of_stream(
-    header: NetworkHeader, options: ReadingOptions
-) -> tuple[str, Callable[[], Iterable[Piece]], list[Note]]:
-    """Read files that lack the background once; errors are as of `complete_channels`.
+class Background:
+    """The background of files that lack it, as one pass over their channels tells it."""
 
-    Return what all channels hold, "logits" or "probabilities", a function that reads their pieces,
-    the background first, and notes.
-    """
-    name = str(header.path)
-    scale = options.scale
-    if header.num_channels == 1:
-        # Its lowest, highest and not whole values show its content.
-        telling = []
-        for piece in scaled_pieces(header, scale):
-            values = piece.values
-            telling += [float(values.min()), float(values.max())]
-            broken = values[np.mod(values, 1) != 0]
-            if broken.size:
-                telling.append(float(broken[0]))
-        input_type = options.type_of_scores
-        kind, note = decide_channel(np.array(telling), input_type, header.kind, header.path)
-        return kind, partial(_with_background, header, scale, kind, None), [note]
+    def __init__(
+        self, header: NetworkHeader, options: ReadingOptions, pieces: Iterable[Piece]
+    ) -> None:
+        """Read all pieces, which are brought to the user's scale; `notes` are for the user.
 
-    shape = header.first.stored_grid
-    foreground = ForegroundSums(shape, name, is_rounded=scale is not None)
-    for piece in scaled_pieces(header, scale):
-        for label, values in enumerate(piece.values, start=piece.channels.start + 1):
-            foreground.add(label, values, piece.planes)
-    notes = [_note_on_added(header), *foreground.check()]
-    kind = "probabilities"
-    if foreground.scale != 1:
-        scale = foreground.scale
-    return kind, partial(_with_background, header, scale, kind, foreground.sums), notes
+        Raise InputError for values that are no logits or probabilities of the foreground.
+        """
+        self._header = header
+        self.scale = options.scale  # by which the channels of the files are to be divided, or None
+        self.kind = "probabilities"  # what all channels hold, or "logits"
+        self._sums: Float32 | None = None  # ([z,] y, x) over several channels
+        if header.num_channels == 1:
+            # Its lowest, highest and not whole values show its content.
+            telling: list[float] = []
+            broken: list[float] = []
+            for piece in pieces:
+                values = piece.values
+                telling += [float(values.min()), float(values.max())]
+                broken = broken or values[np.mod(values, 1) != 0][:1].tolist()
+            told = np.array(telling + broken)
+            self.kind, note = decide_channel(told, options.type_of_scores, header.kind, header.path)
+            self.notes = [note]
+            return
+        is_rounded = options.scale is not None
+        foreground = ForegroundSums(
+            header.first.stored_grid, str(header.path), is_rounded=is_rounded
+        )
+        for piece in pieces:
+            for label, values in enumerate(piece.values, start=piece.channels.start + 1):
+                foreground.add(label, values, piece.planes)
+        note = NoteKind.CHANNELS_WITHOUT_BACKGROUND(header.path.name, channels=header.num_channels)
+        self.notes = [note, *foreground.check()]
+        self._sums = foreground.sums
+        if foreground.scale != 1:
+            self.scale = foreground.scale
 
+    def fill(self, values: Float32, planes: slice) -> None:
+        """Compute channel 0 of some planes of all channels, (labels, planes, [y,] x)."""
+        if self._sums is None:
+            fill_background_of_channel(values, self.kind)
+        else:
+            fill_background(values, self._sums[planes])
 
-def _with_background(
-    header: NetworkHeader, scale: float | None, kind: str, sums: Float32 | None
-) -> Generator[Piece]:
-    """Yield the pieces of all channels, the background first.
-
-    The values are divided by `scale`. `kind` is that of a single channel; `sums` are those of
-    several ones, ([z,] y, x).
-    """
-    is_first = True
-    for piece in scaled_pieces(header, scale):
-        num_channels = len(piece.values)
-        if sums is None or num_channels == header.num_channels:  # all channels
-            values: Float32 = np.empty((num_channels + 1, *piece.values.shape[1:]), np.float32)
-            values[1:] = piece.values
-            if sums is None:
-                fill_background_of_channel(values, kind)
-            else:
-                fill_background(values, sums[piece.planes])
-            yield Piece(slice(0, len(values)), piece.planes, values)
-            continue
-        if is_first:  # The channels come one after the other.
-            yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
-            is_first = False
-        values = piece.values.astype(np.float32, copy=False)
-        values /= np.maximum(sums[piece.planes], 1)
-        channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
-        yield Piece(channels, piece.planes, values)
+    def read_pieces(self) -> Generator[Piece]:
+        """Yield the pieces of all channels, the background first."""
+        is_first = True
+        for piece in scaled_pieces(self._header, self.scale):
+            num_channels = len(piece.values)
+            sums = self._sums
+            if sums is None or num_channels == self._header.num_channels:  # all channels
+                values: Float32 = np.empty((num_channels + 1, *piece.values.shape[1:]), np.float32)
+                values[1:] = piece.values
+                self.fill(values, piece.planes)
+                yield Piece(slice(0, len(values)), piece.planes, values)
+                continue
+            if is_first:  # The channels come one after the other.
+                yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
+                is_first = False
+            values = piece.values.astype(np.float32, copy=False)
+            values /= np.maximum(sums[piece.planes], 1)
+            channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
+            yield Piece(channels, piece.planes, values)

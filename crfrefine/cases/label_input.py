@@ -17,9 +17,8 @@ from crfrefine.arrays.label_maps import (
     present_labels,
     renumber,
 )
-from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.notes import Note, NoteKind
@@ -211,11 +210,11 @@ def read_strokes(
 
 def label_map_of_one_hot(
     headers: CaseHeaders,
-    values: Float32 | Iterable[Piece],
+    pieces: Iterable[Piece],
     options: ReadingOptions,
     notes: list[Note],
 ) -> LabelMapNetwork | None:
-    """Return the label map of one-hot channels, (L, [z,] y, x) or their pieces.
+    """Return the label map of one-hot channels, by their pieces.
 
     None if they are something else, or declared as such. `notes` gets those for the user.
     """
@@ -223,11 +222,7 @@ def label_map_of_one_hot(
         return None
     header = headers.network
     shape = (header.num_labels, *header.first.stored_grid)
-    parts: Iterable[tuple[int, slice, Array]]
-    if isinstance(values, np.ndarray):
-        parts = ((0, planes, values[:, planes]) for planes in plane_blocks(values))
-    else:
-        parts = ((piece.channels.start, piece.planes, piece.values) for piece in values)
+    parts = ((piece.channels.start, piece.planes, piece.values) for piece in pieces)
     labels = labels_of_one_hot(parts, shape, header.path)
     if labels is None:
         return None

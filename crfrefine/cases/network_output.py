@@ -32,8 +32,9 @@ from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_headers import CaseHeaders
 from crfrefine.cases.foreground import (
-    background_of_stream,
+    Background,
     complete_channels,
+    pieces_of,
     scaled_pieces,
 )
 from crfrefine.cases.frame import FrameCheck
@@ -189,7 +190,7 @@ def network_of_scores(
                     "background first, --input-type probabilities; for those of all labels but the "
                     "background, --add-background."
                 )
-            one_hot = label_map_of_one_hot(headers, values, options, notes)
+            one_hot = label_map_of_one_hot(headers, pieces_of(values), options, notes)
             if one_hot is not None:
                 return one_hot, "labels"
     kind, note = kind_of_channels(values, header, options.regions, regions, input_type, look)
@@ -239,8 +240,10 @@ def network_of_stream(
         kind = header.kind or "logits"
     read: ReadPieces = partial(scaled_pieces, header, options.scale)
     if header.lacks_background:
-        kind, read, of_background = background_of_stream(header, options)
-        notes += of_background
+        background = Background(header, options, read())
+        kind = background.kind
+        read = background.read_pieces
+        notes += background.notes
     read = FrameCheck(headers.compared, header.first, headers.image).watch(read)
     one_hot = label_map_of_one_hot(headers, read(), options, notes)
     if one_hot is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crfrefine.arrays.foreground import sum_foreground
+from crfrefine.arrays.foreground import ForegroundSums
 from crfrefine.arrays.probabilities import identify, look_at
 from crfrefine.arrays.scales import (
     are_rounded_probabilities,
@@ -64,10 +64,17 @@ def test_logits_are_not_taken_for_scaled_probabilities():
         assert identify(look_at(values), "auto", None, PATH)[0] == "logits"
 
 
+def sum_foreground(values):
+    foreground = ForegroundSums(values.shape[1:], str(PATH))
+    for label, channel in enumerate(values[1:].astype(np.float32), start=1):
+        foreground.add(label, channel, slice(None))
+    return foreground
+
+
 def test_whole_numbers_of_the_foreground_tell_their_scale():
     values = np.rint(softmax() * 255)
     values[0] = 0
-    foreground = sum_foreground(values.astype(np.float32), str(PATH))
+    foreground = sum_foreground(values)
     (note,) = foreground.check()
     assert foreground.scale == 255
     assert "probabilities from 0 to 255" in str(note)
@@ -77,7 +84,7 @@ def test_whole_numbers_of_the_foreground_tell_their_scale():
     fractions = values + np.float32(0.25)
     for unknown in (np.rint(weak), fractions):
         with pytest.raises(InputError, match=r"(?s)between 0 and 1.*--scale 255"):
-            sum_foreground(unknown.astype(np.float32), str(PATH)).check()
+            sum_foreground(unknown).check()
 
 
 def test_a_scale_divides_and_refuses_what_lies_outside():
