@@ -27,7 +27,6 @@ from crfrefine.base.limits import available_threads, check_threads, memory_limit
 from crfrefine.base.notices import warn
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.modalities import read_modalities
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
@@ -134,7 +133,7 @@ def export_prediction(
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     notes = headers.notes
     nan_files: list[Path] = []
-    values = reverse_grid(read_modalities(headers.images, nan_files))
+    values = reverse_grid(io.read_channels(*headers.images, nan_files=nan_files, keeps_type=True))
     mask: Bool | None = None
     if nan_files:
         _, mask, of_nan = leave_out_nan(values, None, min(nan_files))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -35,12 +35,7 @@ from crfrefine.cases.label_input import (
     segments_of_label_map,
 )
 from crfrefine.cases.memory import require_memory_for
-from crfrefine.cases.modalities import (
-    are_on_one_grid,
-    find_uncovered,
-    modality_jobs,
-    read_modalities,
-)
+from crfrefine.cases.modalities import find_uncovered, modality_jobs
 from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -272,10 +267,8 @@ class _FileArrays:
         network = headers.network
 
         def read_labels() -> None:
-            started = time.perf_counter()
             read = read_structures if headers.files.structures else read_label_map
             self.label_map = read(headers, options, self.notes)
-            self.times["labels"] = time.perf_counter() - started
 
         def read_mask_file() -> None:
             assert headers.mask is not None
@@ -286,29 +279,26 @@ class _FileArrays:
         jobs: list[Job] = []
         # The job that takes longest comes first: the network's output.
         if network.is_label_map:
-            jobs.append(read_labels)
+            jobs.append(partial(self._take_time, "labels", read_labels))
         elif keeps_logits:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
+        self.image, image_jobs = modality_jobs(
+            headers.images, self.nan_files, self.evidence, keeps_type=not keeps_logits
+        )
         if keeps_logits:
-            self.image, image_jobs = modality_jobs(headers.images, self.nan_files, self.evidence)
             jobs += image_jobs
         else:
-            jobs.append(self._read_image)
+            jobs.append(partial(self._take_time, "image", partial(run_all, image_jobs, 1)))
         if headers.mask is not None:
             jobs.append(read_mask_file)
         run_all(jobs, threads)
 
-    def _read_image(self) -> None:
-        """Read the modalities, in the type of their files if these are on one grid."""
+    def _take_time(self, part: str, job: Job) -> None:
+        """Run a job, and keep the seconds that it takes."""
         started = time.perf_counter()
-        images = self.headers.images
-        if are_on_one_grid(images):
-            self.image = read_modalities(images, self.nan_files)
-        else:
-            self.image, jobs = modality_jobs(images, self.nan_files, self.evidence)
-            run_all(jobs, 1)
-        self.times["image"] = time.perf_counter() - started
+        job()
+        self.times[part] = time.perf_counter() - started
 
     def modalities(self) -> list[Modality]:
         """Return the modalities, before the network's output changes.
@@ -317,16 +307,17 @@ class _FileArrays:
         """
         headers = self.headers
         modalities: list[Modality] = []
+        labels = None
+        if self.label_map is not None:
+            labels = self.label_map.labels.T
         for place, header in enumerate(headers.images):
             values = self.image[len(modalities) : len(modalities) + header.num_channels]
             modalities += modalities_of(headers.files, place, values)
-            labels = None if self.label_map is None else self.label_map.labels.T
             require_no_scores(header.path, values, labels)
         for number, evidence in self.evidence.items():
             modalities[number].evidence = evidence
         path = headers.network.path
-        if self.label_map is not None:
-            labels = self.label_map.labels.T
+        if labels is not None:
             require_other_labels(modalities, labels, NETWORK, path, self.options.mapping)
         elif self.scores is not None:
             stored = self.scores[int(headers.network.lacks_background) :]
@@ -358,7 +349,7 @@ class _FileArrays:
                     f"{file.path}: the mask is empty on the image's grid: it has no voxel that is "
                     "not zero there"
                 )
-        if self.has_nan:
+        if self.nan_files or self.uncovered is not None:  # A voxel of the image is NaN.
             name = min(self.nan_files) if self.nan_files else first.path
             not_nan, mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
             self.not_nan = not_nan.T
@@ -368,11 +359,6 @@ class _FileArrays:
         if mask is None:
             return None
         return mask.T
-
-    @property
-    def has_nan(self) -> bool:
-        """Whether a voxel of the image is NaN."""
-        return bool(self.nan_files) or self.uncovered is not None
 
     def segments(self) -> Segments:
         """Return the names and colors of the labels, if a single file or structures have them."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from crfrefine.arrays.resampling import resample_image
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.limits import Job
 from crfrefine.cases.content import evidence_of_labels
 from crfrefine.cases.other_grid import WorkGrid
@@ -20,51 +18,33 @@ from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
 
 
-def are_on_one_grid(images: Sequence[VolumeHeader]) -> bool:
-    """Return whether all modalities are on the grid of the first one."""
-    return all(images[0].on_same_grid(image) for image in images[1:])
-
-
 def modality_jobs(
-    images: Sequence[VolumeHeader], nan_files: NanFiles, evidence: dict[int, str]
-) -> tuple[Float32, list[Job]]:
+    images: Sequence[VolumeHeader],
+    nan_files: NanFiles,
+    evidence: dict[int, str],
+    *,
+    keeps_type: bool,
+) -> tuple[Array, list[Job]]:
     """Return an array for the modalities, (M, [z,] y, x), and a job per file that fills its part.
 
-    The jobs may run together. Those that interpolate a modality add to the `evidence`, by its
-    number, why its voxels are rather a label map, or "": that is gone afterwards.
+    The jobs may run together. On one grid, `keeps_type` is as of `reading_jobs`. Jobs that
+    interpolate a modality add to the `evidence`, by its number, why its voxels are rather a label
+    map, or "": that is gone afterwards.
     """
-    if are_on_one_grid(images):
-        return reading_jobs(images, nan_files)
     first = images[0]
-    grid = WorkGrid(first)
-    values = allocate_array((len(images), *first.stored_grid), first.path)
-    jobs: list[Job] = []
+    elsewhere = [number for number, image in enumerate(images) if not first.on_same_grid(image)]
+    values, jobs = reading_jobs(images, nan_files, keeps_type=keeps_type and not elsewhere)
 
-    def read_onto(number: int, image: VolumeHeader) -> None:
-        source = allocate_array(image.stored_shape, image.path)
-        read_array(image, nan_files, source)
+    def read_onto(number: int) -> None:
+        image = images[number]
+        source = read_array(image, nan_files, allocate_array(image.stored_shape, image.path))
         evidence[number] = evidence_of_labels(source[0])
-        resample_image(grid.map_to(image), source, values[number : number + 1])
+        grid_map = WorkGrid(first).map_to(image)
+        resample_image(grid_map, source, values[number : number + 1])
 
-    for number, image in enumerate(images):
-        if first.on_same_grid(image):
-            jobs.append(partial(read_array, image, nan_files, values[number : number + 1]))
-        else:
-            jobs.append(partial(read_onto, number, image))
+    for number in elsewhere:
+        jobs[number] = partial(read_onto, number)
     return values, jobs
-
-
-def read_modalities(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> Array:
-    """Return the modalities on one grid, (M, [z,] y, x), in the type of their pieces.
-
-    It is float32 where types differ or values are scaled.
-    """
-    modalities = [read_array(header, nan_files) for header in images]
-    if len(modalities) == 1:
-        return modalities[0]
-    types = {modality.dtype for modality in modalities}
-    dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
-    return np.concatenate(modalities, dtype=dtype, casting="unsafe")
 
 
 def find_uncovered(images: Sequence[VolumeHeader]) -> Bool | None:

@@ -14,7 +14,6 @@ from crfrefine.base.text import counted
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.label_input import CUT_REFERENCE, require_labels
-from crfrefine.cases.modalities import read_modalities
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.roles import (
@@ -24,7 +23,7 @@ from crfrefine.cases.roles import (
     require_other_labels,
 )
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.reading import read_whole_numbers
+from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
 
 _DECLARED = "its array has this name"
@@ -148,7 +147,7 @@ def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) 
     files = headers.files
     modalities = []
     for place, header in enumerate(headers.images):
-        values = read_modalities([header], [])
+        values = read_array(header, [])
         require_no_scores(header.path, values, None)
         in_file = modalities_of(files, place, values)
         told = [modality.evidence for modality in in_file if modality.evidence]
@@ -173,7 +172,7 @@ def check_single(headers: CaseHeaders, roles: list[FileRole]) -> None:
     """
     if not roles:
         return
-    (modality, *_) = modalities_of(headers.files, 0, read_modalities(headers.images, []))
+    (modality, *_) = modalities_of(headers.files, 0, read_array(headers.image, []))
     role = roles[0]
     if modality.evidence:
         shown = f"voxels of a label map, {modality.evidence}"

@@ -23,7 +23,7 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import formats, streams
 from crfrefine.io.formats import VOLUME_SUFFIXES
 from crfrefine.io.headers import logits_header, placed_on, read_header, require_scalar
-from crfrefine.io.streams import Decoder, allocate_array, open_bytes
+from crfrefine.io.streams import FLOAT32, Decoder, allocate_array, open_bytes
 from crfrefine.io.volume import (
     PIECE_BYTES,
     Volume,
@@ -114,9 +114,14 @@ def read_volume(path: str | Path) -> Volume:
 NanFiles: TypeAlias = "list[Path] | None"
 
 
-def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> Float32:
-    """Read files on one grid as float32, scaled, (channels, [z,] y, x); raises as `read_pieces`."""
-    values, jobs = reading_jobs(headers, nan_files)
+def read_channels(
+    *headers: VolumeHeader, nan_files: NanFiles = None, keeps_type: bool = False
+) -> Array:
+    """Read files on one grid, scaled, (channels, [z,] y, x); raises as `read_pieces`.
+
+    The values are float32, or of the type that is kept, as of `reading_jobs`.
+    """
+    values, jobs = reading_jobs(headers, nan_files, keeps_type=keeps_type)
     run_all(jobs, 1)
     return values
 
@@ -128,7 +133,7 @@ def read_array(
     *,
     as_stored: bool = False,
 ) -> Array:
-    """Read a file into an array of float32, or into a new one in the type of its pieces.
+    """Read a file into an array of float32 or its kept type, or into a new one in that.
 
     It is (channels, [z,] y, x). As stored, values are not scaled, and may be NaN or infinite.
     Raises as `read_pieces`.
@@ -148,17 +153,25 @@ def read_array(
 
 
 def reading_jobs(
-    headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
-) -> tuple[Float32, list[Job]]:
+    headers: Sequence[VolumeHeader],
+    nan_files: NanFiles = None,
+    *,
+    num_before: int = 0,
+    keeps_type: bool = False,
+) -> tuple[Array, list[Job]]:
     """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
     The files are on one grid. The jobs may run together. `num_before` channels before those of the
-    files are the caller's.
+    files are the caller's. The array is float32; with `keeps_type`, it has the kept type of the
+    files (`VolumeHeader.kept_type`) if they have one in common.
     """
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_grid)
-    values: Float32 = allocate_array(shape, first.path)
+    dtype = FLOAT32
+    if keeps_type and len({header.kept_type for header in headers}) == 1:
+        dtype = first.kept_type
+    values = allocate_array(shape, first.path, dtype)
     jobs: list[Job] = []
     start = num_before
     for header in headers:

@@ -212,7 +212,7 @@ def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
     return num_bytes + file.write(deflater.flush())
 
 
-_FLOAT32 = np.dtype(np.float32)
+FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
 
@@ -237,6 +237,17 @@ class VoxelSource:
     def is_scaled(self) -> bool:
         """Whether the values are others than the stored ones."""
         return (self.slope, self.intercept) != (1.0, 0.0)
+
+    @property
+    def kept_type(self) -> np.dtype[Any]:
+        """The stored type, in the machine's byte order, if that is kept, else float32.
+
+        It is kept of at most 16 bits, and of float32, without a scaling.
+        """
+        plain = self.dtype.newbyteorder("=")
+        if plain in _KEPT and not self.is_scaled:
+            return plain
+        return FLOAT32
 
     def in_file(self, num_bytes: int, header: Path) -> tuple[VoxelSource, int]:
         """Return this place with the start of so many bytes of voxels, and the bytes behind them.
@@ -287,11 +298,10 @@ class Decoder:
     """Decodes the voxels of an open file into one array after the other, in the order of the file.
 
     `reader` begins at the first value, and `shape` is (channels, [z,] y, x) of the whole volume.
-    `is_by_channel` says whether one channel follows the other, or there is only one. `kept_type` is
-    the stored type in the machine's byte order if it has at most 16 bits or is float32, and no
-    scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by
-    `finish`: damage is the likelier reason for them, and the checksum at the end of compressed data
-    tells. With `allows_nan`, NaN is no error, and `has_nan` says whether there was one.
+    `is_by_channel` says whether one channel follows the other, or there is only one. NaN and
+    infinite values are counted in `num_bad`, and reported by `finish`: damage is the likelier
+    reason for them, and the checksum at the end of compressed data tells. With `allows_nan`, NaN is
+    no error, and `has_nan` says whether there was one.
     """
 
     def __init__(self, reader: ByteReader, source: VoxelSource, shape: Shape) -> None:
@@ -301,8 +311,7 @@ class Decoder:
         self._is_scaled = source.is_scaled
         self._inner = source.inner or math.prod(shape[1:])
         self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
-        plain = source.dtype.newbyteorder("=")
-        self.kept_type = plain if plain in _KEPT and not self._is_scaled else _FLOAT32
+        self.kept_type = source.kept_type
         self._may_be_bad = source.dtype.kind == "f" or self._is_scaled
         self._num_bytes = 0
         self.allows_nan = False
@@ -389,7 +398,7 @@ class Decoder:
         )
 
 
-def allocate_array(shape: Shape, path: Path, dtype: np.dtype[Any] = _FLOAT32) -> Array:
+def allocate_array(shape: Shape, path: Path, dtype: np.dtype[Any] = FLOAT32) -> Array:
     """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:

@@ -90,6 +90,12 @@ class VolumeHeader:
         return None
 
     @property
+    def kept_type(self) -> np.dtype[Any]:
+        """The type in which its voxels are read if they need not become float32."""
+        source = self.source or VoxelSource(self.path, "raw", np.dtype(self.dtype))
+        return source.kept_type
+
+    @property
     def num_axes(self) -> int:
         """The number of axes of the grid."""
         return len(self.grid_shape)
