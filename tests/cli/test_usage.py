@@ -201,6 +201,18 @@ def imported_by(*words, status):
     return set(done.stderr.splitlines()[-1].split())
 
 
+def test_the_collector_of_garbage_works_as_usual_after_its_first_look():
+    code = """
+import gc
+usual = gc.get_threshold()
+import crfrefine.cli.main
+assert gc.get_threshold() > usual, "its looks cost a twentieth of a short run"
+gc.collect()
+assert gc.get_threshold() == usual
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_errors_of_usage_import_no_numpy(command, tmp_path):
     """A third of a second, where the answer depends on the options alone."""
