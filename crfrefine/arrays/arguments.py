@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.base.array_types import Array, Bool, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float64, Labels, Shape, Spacing
 from crfrefine.base.geometry import SPACING_RANGE, same_grid, spacing_of
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import GridMismatchError, InputError
@@ -107,7 +107,7 @@ def check_logits(logits: Array, image: Array, input_type: str, *, are_regions: b
         )
 
 
-def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
+def given_voxels(mask: Any, grid: Shape) -> Bool:
     """Return where a caller's mask is not zero, (*grid), for a grid of that shape: a new array.
 
     Raises InputError for other shapes and values that are not finite.
@@ -170,7 +170,7 @@ def _holds_whole_numbers(values: Array) -> bool:
     return True
 
 
-def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
+def given_spacing(spacing: ArrayLike, num_dims: int) -> Spacing:
     """Return the spacing as one number per axis.
 
     Raises InputError for anything but plausible distances.
@@ -203,8 +203,8 @@ class _LibraryImage:
     # (x, y, z) or (z, y, x)
     values: Array
     affine: Float64  # (4, 4) from indices (x, y, z) to mm, in the library's own world
-    shape: tuple[int, ...]  # voxels along x, y, z
-    spacing: tuple[float, ...]  # mm, one per axis of the array's grid
+    shape: Shape  # voxels along x, y, z
+    spacing: Spacing  # mm, one per axis of the array's grid
 
     @property
     def grid(self) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.array_types import Array, Float64, Indices, Labels
 from crfrefine.base.axes import Axes, all_axes
 
 _MAX_VOXELS = 200_000  # of the label map that are looked at, before they are sorted by label
@@ -47,7 +44,7 @@ class AxesCheck:
             stored = axes.find([*positions], sizes)
             places.append(np.ravel_multi_index(stored[::-1], shape))
         self._plane = int(np.prod(labels.shape[1:]))
-        self._places: NDArray[np.intp] = np.array(places)  # (turns, picks) in the grid's order
+        self._places: Indices = np.array(places)  # (turns, picks) in the grid's order
         self._largest = np.full(self._places.shape, -np.inf, np.float32)
         self._channels = np.zeros(self._places.shape, np.intp)  # those with the largest value
         self._num_channels = 0
@@ -70,13 +67,13 @@ class AxesCheck:
             self._channels[inside] = np.where(is_larger, channel, self._channels[inside])
             self._num_channels = max(self._num_channels, channel + 1)
 
-    def shares(self, *, are_regions: bool = False, kind: str | None = None) -> NDArray[np.float64]:
+    def shares(self, *, are_regions: bool = False, kind: str | None = None) -> Float64:
         """Return the share of picked voxels that agree in each of `turns`, all labels alike.
 
         Of regions, and of labels beyond the channels, only the foreground is compared; `kind` says
         whether regions are "logits" or "probabilities".
         """
-        agrees: NDArray[Any] = self._channels == self.labels
+        agrees: Array = self._channels == self.labels
         if are_regions:
             is_probability = kind == "probabilities"
             if kind is None:
@@ -86,8 +83,7 @@ class AxesCheck:
             agrees = self._channels > 0
         _, numbers, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
         weights = 1.0 / (counts[numbers] * len(counts))
-        shares: NDArray[np.float64] = agrees @ weights
-        return shares
+        return np.matmul(agrees, weights, dtype=np.float64)
 
 
 def contradicts(assumed: float, other: float) -> bool:
@@ -101,7 +97,7 @@ def is_doubtful(assumed: float) -> bool:
     return assumed < _MIN_SHARE
 
 
-def _pick(labels: Labels) -> NDArray[np.intp]:
+def _pick(labels: Labels) -> Indices:
     """Return the numbers of voxels of each label, evenly spaced, background aside."""
     inside = np.flatnonzero(labels)
     inside = inside[:: -(-len(inside) // _MAX_VOXELS) or 1]

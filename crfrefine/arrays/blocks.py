@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.base.array_types import Array, Bool, Float64, Integers, Labels
+from crfrefine.base.array_types import Array, Bool, Float64, Integers, Labels, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
@@ -25,7 +25,7 @@ _MIN_PREDICTED = 5  # planes with changes
 _MIN_UNPREDICTED = 4  # planes
 
 
-def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
+def find_blocks(label_map: Labels) -> Spacing | None:
     """Return the mean size of blocks of equal labels in voxels along each axis.
 
     It is 1 along an axis without blocks, and None if no axis has them. Along an axis from a coarser
@@ -158,7 +158,7 @@ _MAX_DIMS = 3
 
 def find_network_spacing(
     given: ArrayLike | None, labels: Labels, spacing: Sequence[float]
-) -> tuple[tuple[float, ...] | None, Note | None]:
+) -> tuple[Spacing | None, Note | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.base.array_types import Array, Bool, Integers, Labels
 from crfrefine.base.geometry import voxel_ml
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
@@ -230,7 +230,7 @@ def check_losses(
     spacing: Sequence[float],
     *,
     allowed: bool,
-) -> tuple[Note, ...]:
+) -> Notes:
     """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules.
 
     Args:

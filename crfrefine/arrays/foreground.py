@@ -17,7 +17,7 @@ from crfrefine.arrays.probabilities import (
     voxel_at,
 )
 from crfrefine.arrays.scales import scale_of_foreground, usual_scale
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.array_types import Array, Float32, Shape
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
@@ -105,7 +105,7 @@ class ForegroundSums:
         scale: the divisor that makes probabilities of the channels.
     """
 
-    def __init__(self, grid_shape: tuple[int, ...], name: str, *, is_rounded: bool = False) -> None:
+    def __init__(self, grid_shape: Shape, name: str, *, is_rounded: bool = False) -> None:
         """Begin with 0 at each voxel; `name` is that of the file, for messages.
 
         `is_rounded` says that sums may be off as those of 8 bits, as the user gave a scale.

@@ -14,12 +14,10 @@ import numpy as np
 from crfrefine.base.geometry import GRID_TOLERANCE
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64
+    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Indices
 
     # (taps, n) ascending samples of n voxels, and their weights
-    Taps = tuple[NDArray[np.intp], Float32]
+    Taps = tuple[Indices, Float32]
 
 # A position so few voxels below a tie or beyond an edge counts as on it: headers keep float32.
 POSITION_TOLERANCE = 1e-4
@@ -76,7 +74,7 @@ class GridMap:
         return tuple(map(_is_inside, self.positions, sizes))
 
     @property
-    def nearest_along(self) -> tuple[NDArray[np.intp], ...]:
+    def nearest_along(self) -> tuple[Indices, ...]:
         """Along each axis, the index of the nearest sample; of two equally near, the larger."""
         assert self.source_axes is not None
         last = [self.source_shape[source] - 1 for source in self.source_axes]
@@ -193,7 +191,7 @@ def _is_inside(positions: Float64, size: int) -> Bool:
     return is_above & is_below
 
 
-def nearest_sample(positions: Float64, last: int | NDArray[np.intp]) -> NDArray[np.intp]:
+def nearest_sample(positions: Float64, last: int | Indices) -> Indices:
     """Return the index of the sample nearest to each position, at most the last."""
     rounded = np.floor(positions + (0.5 + POSITION_TOLERANCE))
     return np.clip(rounded, 0, last).astype(np.intp)

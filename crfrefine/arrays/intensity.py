@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32, Range
 from crfrefine.base.axes import Axes
 from crfrefine.base.limits import available_threads, run_all
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.parameters.sections import IntensityParameters
 
 _BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache
@@ -38,9 +37,7 @@ LARGE_OFFSET = 16.0
 OFFSET_SAMPLE = 1 << 16  # a large offset is looked for in about so many values
 
 
-def rules_of(
-    parameters: IntensityParameters, num_modalities: int
-) -> list[tuple[str, tuple[float, float]]]:
+def rules_of(parameters: IntensityParameters, num_modalities: int) -> list[tuple[str, Range]]:
     """Return how each modality is mapped: the word of the parameters, and its two numbers.
 
     They are the intensities that a "window" maps to 0 and 1, or the percentiles that "percentile"
@@ -76,9 +73,7 @@ def large_offset(values: Array) -> float:
     return 0.0
 
 
-def percentile_ranks(
-    num_values: int, percentiles: tuple[float, float]
-) -> list[tuple[int, int, float]]:
+def percentile_ranks(num_values: int, percentiles: Range) -> list[tuple[int, int, float]]:
     """Return where percentiles lie among sorted values, as those of numpy.
 
     These are the ranks of the values below and above, and the share of the way from one to the
@@ -101,7 +96,7 @@ def has_many_digits(dtype: Any) -> bool:
 
 
 def normalize_intensity(
-    image: NDArray[np.floating | np.integer],
+    image: Array,
     parameters: IntensityParameters,
     mask: Bool | None = None,
     *,
@@ -154,7 +149,7 @@ class IntensityMap:
     # that nothing is subtracted.
     offset: float | None = None
 
-    def apply(self, source: NDArray[np.generic], target: Float32) -> None:
+    def apply(self, source: Array, target: Float32) -> None:
         """Write the mapped intensities of an array to another of the same shape, row by row."""
         num_rows = source.shape[0]
         step = max(1, _BLOCK * num_rows // max(1, source.size))
@@ -173,7 +168,7 @@ class IntensityMap:
 
 
 def fit_intensity(
-    image: NDArray[np.floating | np.integer],
+    image: Array,
     parameters: IntensityParameters,
     mask: Bool | None = None,
 ) -> tuple[IntensityMap, ...]:
@@ -185,9 +180,7 @@ def fit_intensity(
     return tuple(_fit_modality(values, *rule, mask) for values, rule in modalities)
 
 
-def _fit_modality(
-    source: Array, kind: str, numbers: tuple[float, float], mask: Bool | None
-) -> IntensityMap:
+def _fit_modality(source: Array, kind: str, numbers: Range, mask: Bool | None) -> IntensityMap:
     """Return the map of one modality, (*grid) in storage order, by statistics inside the mask.
 
     `kind` and `numbers` are those of `rules_of`.
@@ -221,9 +214,7 @@ def _fit_modality(
     return IntensityMap(shift, scale, offset=offset)
 
 
-def _percentile_ends(
-    values: Array, percentiles: tuple[float, float], offset: float
-) -> tuple[float, float]:
+def _percentile_ends(values: Array, percentiles: Range, offset: float) -> Range:
     """Return two percentiles of intensities minus an offset, (N,), without a fill.
 
     If they are equal, the smallest and the largest value replace them.
@@ -252,7 +243,7 @@ class Fill(NamedTuple):
     share: float  # of the voxels that have it
 
 
-def find_fill(values: Array, percentiles: tuple[float, float], offset: float = 0.0) -> Fill | None:
+def find_fill(values: Array, percentiles: Range, offset: float = 0.0) -> Fill | None:
     """Return the fill of intensities minus an offset, (N,); None without a fill.
 
     A fill is the lowest value, negative, that of many voxels, and far below the others. It counts
@@ -277,10 +268,10 @@ def find_fill(values: Array, percentiles: tuple[float, float], offset: float = 0
 
 
 def notes_on_intensity(
-    image: NDArray[np.floating | np.integer],
+    image: Array,
     parameters: IntensityParameters,
     mask: Bool | None = None,
-) -> tuple[Note, ...]:
+) -> Notes:
     """Return notes on the modalities of (M, *grid) whose window does not fit, and on their fills.
 
     An example is a window of Hounsfield units for MRI. This window clips at least MAX_CLIPPED of
@@ -332,7 +323,7 @@ def without_offset(values: Array, offset: float) -> Float32:
     return (values.astype(np.float64) - offset).astype(np.float32)
 
 
-def _mean_and_deviation(values: Float32) -> tuple[float, float]:
+def _mean_and_deviation(values: Float32) -> Range:
     """Return the mean and the (population) standard deviation, summed in blocks.
 
     Sums are float32 within a block, and float64 over all. They are relative to the first value, so

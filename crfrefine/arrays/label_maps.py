@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels, Shape
 from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.base.limits import MAX_LABELS
@@ -191,7 +191,7 @@ def occurring_channels(labels: Labels, channels: Sequence[int]) -> tuple[int, ..
 
 
 def labels_of_one_hot(
-    pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path
+    pieces: Iterable[tuple[int, slice, Array]], shape: Shape, path: Path
 ) -> Labels | None:
     """Return the label map, (*grid), of one-hot channels; None for values other than one-hot.
 

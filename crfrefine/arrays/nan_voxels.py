@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import count_inside
 from crfrefine.base.array_types import Array, Bool
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.errors import InputError
 
 MAX_SHARE = 0.99  # largest share of NaN in the mask
@@ -20,7 +20,7 @@ MAX_SHARE = 0.99  # largest share of NaN in the mask
 
 def leave_out_nan(
     image: Array, mask: Bool | None, name: str | Path, uncovered: Bool | None = None
-) -> tuple[Bool, Bool, tuple[Note, ...]]:
+) -> tuple[Bool, Bool, Notes]:
     """Return where no modality of an image is NaN, a mask without other voxels, and notes.
 
     The image, (M, *grid) floats, gets its lowest finite values in their place: they look like

@@ -20,12 +20,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box, count_inside
 from crfrefine.arrays.probabilities import find_ties
-from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.array_types import Array, Bool, Float32, Indices
+from crfrefine.base.notes import Note, NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import InputError
 
@@ -68,7 +67,7 @@ def padding_of(
 
 def leave_out(
     padding: Bool | None, mask: Bool | None, what: str, *, are_regions: bool = False
-) -> tuple[Bool | None, int, tuple[Note, ...]]:
+) -> tuple[Bool | None, int, Notes]:
     """Return a mask without the padding, the number of voxels removed from it, and notes.
 
     Args:
@@ -105,10 +104,10 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
 
 def notes_on_padding(
     padding: Bool, mask: Bool | None = None, *, are_regions: bool = False
-) -> tuple[Note, ...]:
+) -> Notes:
     """Return notes on the padding in a mask, both (*grid): around the field of view, and holes."""
     holes, num_holes = find_holes(padding)
-    notes: tuple[Note, ...] = ()
+    notes: Notes = ()
     num_in_holes = count_inside(holes if mask is None else holes & mask, holes.shape)
     num_around = count_inside(padding if mask is None else padding & mask, padding.shape)
     num_around -= num_in_holes
@@ -250,7 +249,7 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
         padding |= _regions_with(same, tuple(along[beside_padding] for along in voxels))
 
 
-def _places(mask: Bool) -> tuple[NDArray[np.intp], ...]:
+def _places(mask: Bool) -> tuple[Indices, ...]:
     """Return where a mask is True: for few voxels several times faster than `np.nonzero`."""
     return np.unravel_index(np.flatnonzero(mask), mask.shape)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.scales import (
     MIN_SUM,
@@ -18,8 +17,8 @@ from crfrefine.arrays.scales import (
     scale_of_sums,
     scale_of_total,
 )
-from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.array_types import Array, Bool, Float32, Floating, Shape
+from crfrefine.base.notes import Note, NoteKind, Notes
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
 
@@ -247,7 +246,7 @@ class Look:
         )
 
 
-def voxel_at(flat_index: int | np.integer[Any], shape: tuple[int, ...]) -> str:
+def voxel_at(flat_index: int | np.integer[Any], shape: Shape) -> str:
     """Return a voxel of a grid in storage order in words, (x, y, z)."""
     index = np.unravel_index(flat_index, shape)
     place = ", ".join(str(int(along)) for along in index[::-1])
@@ -366,7 +365,7 @@ def _describe_overshoot(look: Look) -> str:
     )
 
 
-def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
+def identify_array(values: Floating, input_type: str) -> str:
     """Return what `identify` says about (L, *grid) of a caller, who does not say "logits".
 
     Raises InputError like `identify`, and under "auto" for probabilities, too.
@@ -388,7 +387,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     return decided
 
 
-def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[Note, ...]:
+def notes_on_overshoot(probabilities: Floating) -> Notes:
     """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
     look = look_at(probabilities)
     if look.outside is None or look.are_logits or look.bad_sums(SUM_TOLERANCE):

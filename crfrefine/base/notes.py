@@ -477,3 +477,6 @@ class _Sentences(Formatter):
 
 
 _SENTENCES = _Sentences()
+
+
+Notes = tuple[Note, ...]

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.base.array_types import Bool
+from crfrefine.base.array_types import Array, Bool, Float64, Integers
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import KERNELS, MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import (
@@ -23,7 +22,7 @@ from crfrefine.parameters.specs import (
 )
 
 # One number for all labels, axes or modalities, or one each.
-Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
+Values = Tensor | Sequence[float] | float | np.number[Any] | Array
 # A kernel: the name of its table in a parameter file, and values for keys of that table.
 Term = tuple[str, tuple[Values, ...]]
 HOST = torch.device("cpu")
@@ -35,7 +34,7 @@ _MIN_LEARNED = 1e-6
 class SomeLabels(NamedTuple):
     """The labels that take part, where some do not."""
 
-    numbers: NDArray[np.int64]
+    numbers: Integers
     on_device: Tensor  # the same, on the device of the logits
 
     @classmethod
@@ -262,6 +261,6 @@ def _spread(
     return tensor.reshape(-1).expand(size)
 
 
-def _double(tensor: Tensor) -> NDArray[np.float64]:
+def _double(tensor: Tensor) -> Float64:
     """Return a copy of the values in float64: a spec must not change with the tensor."""
     return np.array(tensor.detach().double().cpu().numpy())

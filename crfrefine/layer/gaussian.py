@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
-from crfrefine.base.array_types import Float32
+from crfrefine.base.array_types import Float32, Shape
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, check_word, choose_method
 from crfrefine.errors import BackendUnavailableError, InputError
@@ -191,7 +191,7 @@ def plain_points(features: Float32, method: str, device: str) -> TensorPoints:
     return TensorPoints(tensor, method, is_plain=True)
 
 
-def _places_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:
+def _places_inside(mask: Any, grid: Shape, device: torch.device) -> Tensor:
     """Return the numbers of the points where a mask of the grid is not zero, on a device."""
     if isinstance(mask, Tensor):
         mask = mask.detach().float().cpu()

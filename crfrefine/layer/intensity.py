@@ -22,6 +22,7 @@ from crfrefine.arrays.intensity import (
     percentile_ranks,
     rules_of,
 )
+from crfrefine.base.array_types import Range
 from crfrefine.layer.inputs import Mask, masks_by_item, stack_items
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -69,7 +70,7 @@ def normalize_batch(
 
 def _normalize(
     image: Tensor,
-    rules: Sequence[tuple[str, tuple[float, float]]],
+    rules: Sequence[tuple[str, Range]],
     mask: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -113,7 +114,7 @@ def _large_offset(values: Tensor) -> Tensor:
     return torch.where(median.abs() > LARGE_OFFSET * spread, median, 0.0)
 
 
-def _percentiles(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _percentiles(values: Tensor, percentiles: Range) -> tuple[Tensor, Tensor]:
     """Return two percentiles, or if they are equal, the smallest and the largest value.
 
     They are interpolated between two values in sorted order, whose voxels get the gradients. A
@@ -133,7 +134,7 @@ def _percentiles(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tens
     return torch.where(is_equal, lowest, low), torch.where(is_equal, highest, high)
 
 
-def _ranks(count: Tensor, percentiles: tuple[float, float]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _ranks(count: Tensor, percentiles: Range) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return what `percentile_ranks` does of a number of values that only the device knows."""
     ranks = []
     for percent in percentiles:
@@ -144,7 +145,7 @@ def _ranks(count: Tensor, percentiles: tuple[float, float]) -> list[tuple[Tensor
     return ranks
 
 
-def _count_fill(ordered: Tensor, percentiles: tuple[float, float]) -> Tensor:
+def _count_fill(ordered: Tensor, percentiles: Range) -> Tensor:
     """Return how many of sorted values are a fill, as of `find_fill`: 0 without a fill."""
     num_values = len(ordered)
     num_lowest = (ordered == ordered[0]).sum()

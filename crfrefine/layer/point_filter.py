@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.base import notices
+from crfrefine.base.array_types import Shape
 from crfrefine.engines.points import TINY, CompiledPoints
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import BackendUnavailableError, InputError
@@ -31,7 +32,7 @@ class PointFilter:
     def __init__(
         self,
         features: Tensor,
-        grid: tuple[int, ...],
+        grid: Shape,
         method: str,
         threads: int | None,
         *,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.base.array_types import Bool, Float64
+from crfrefine.base.array_types import Bool, Float64, Floating
 from crfrefine.engines.torch.mean_field import divided
 from crfrefine.layer.crf_model import CrfModel, SomeLabels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
@@ -77,7 +75,7 @@ def present_labels(
     return is_present
 
 
-def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
+def find_leads(logits: Floating, inside: Bool) -> Float64:
     """Return by how much each label (L,) is ahead of all others where it is most ahead.
 
     Logits (L, *grid) are looked at inside the mask (*grid), which has a voxel. A lead is negative
