@@ -54,12 +54,10 @@ def done_before(
             reason = NoteKind.WITH_OTHER_STROKES()
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
-            if reason is None:
-                _, run = recorded.latest(case_id, outputs.label_map)
-                assert run is not None
-                if not done[case_id].contents and run.inputs != now.inputs:
+            if case.run is not None:
+                if not done[case_id].contents and case.run.inputs != now.inputs:
                     reason = NoteKind.FROM_OTHER_INPUTS()
-                elif run.version != now.version:
+                elif case.run.version != now.version:
                     reason = NoteKind.BY_OTHER_VERSION()
         if reason is not None and reason.kind in CONSEQUENCES and recorded.folder is not None:
             cases_of_reason.setdefault(reason, []).append(case_id)

@@ -24,7 +24,9 @@ from crfrefine.base.plain import fields_from_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
+from crfrefine.io.paths import files_written
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.records.contents import LABEL_MAP, content_of, time_of_change
 from crfrefine.version import __version__
 
 SCHEMA = 2
@@ -121,6 +123,13 @@ class CaseRecord(Record):
         """The largest component of any label that vanished; 0 without one, or if unknown."""
         rows = self.statistics or ()
         return max((row.get(LARGEST_VANISHED, 0.0) for row in rows), default=0.0)
+
+    def describes(self, label_map: Path) -> bool:
+        """Return whether a label map is still the one that the case was given."""
+        known = self.contents.get(LABEL_MAP)
+        if known is None:  # The record is of an older version.
+            return self.written == time_of_change(label_map)
+        return content_of(files_written(label_map), known)["checksum"] == known.get("checksum")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""

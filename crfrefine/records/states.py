@@ -23,31 +23,40 @@ from crfrefine.records.records import (
     notes_on_cases,
 )
 
+# The reasons why it is doubtful that a case is done.
+DOUBTS = (NoteKind.NO_RECORD, NoteKind.CHANGED)
+
 
 class CaseState(NamedTuple):
     """The state of a case, for `--continue` and for `status`."""
 
     case_id: str
-    state: str  # "done", "failed" or "missing"
     label_map: Path
-    reason: Note | None = None  # why it is not done; that of a case that is done is a doubt
-    record: CaseRecord | None = None  # of a case that is done, if it describes the label map
+    reason: Note | None  # why it is not done, or why that is doubtful; None means that it is done
+    # the last line on the label map, if the reason is None, and its run
+    record: CaseRecord | None = None
+    run: RunSummary | None = None
     # the part of the last run that the case belongs to, and the number of its parts
     part_id: int = 0
     num_parts: int = 1
 
+    @property
+    def state(self) -> str:
+        """Either "done", "failed" or "missing"."""
+        if self.reason is None or self.reason.kind in DOUBTS:
+            return "done"
+        return "failed" if self.reason.kind is NoteKind.FAILED else "missing"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the state for JSON; the reason may be empty."""
-        reason = ""
         reason_kind = None
         if self.reason is not None:
-            reason = str(self.reason)
             reason_kind = self.reason.kind.name.lower()
         return {
             "case_id": self.case_id,
             "state": self.state,
             "label_map": str(self.label_map),
-            "reason": reason,
+            "reason": str(self.reason or ""),
             "reason_kind": reason_kind,
             "part_id": self.part_id,
             "num_parts": self.num_parts,
@@ -67,19 +76,15 @@ class RecordedRuns:
         self.folder = folder
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
-        # Of each case: when the last run without --continue began
-        self._begun: dict[str, str] = {}
-        # the lines since then, each with its run
+        # Of each case: its lines, each with its run
         self._lines: dict[str, list[tuple[CaseRecord, RunSummary]]] = {}
-        # and the lines before
-        self._earlier: dict[str, list[CaseRecord]] = {}
+        # when the last run without --continue began, and how many lines there were before
+        self._begun: dict[str, tuple[str, int]] = {}
         for run in self.runs:
             if not run.resumed:
                 began = run.started.astimezone(UTC).isoformat(timespec="microseconds")
                 for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
-                    self._begun[case_id] = began
-                    lines = self._lines.pop(case_id, [])
-                    self._earlier.setdefault(case_id, []).extend(record for record, _ in lines)
+                    self._begun[case_id] = (began, len(self._lines.get(case_id, ())))
             for record in run.cases:
                 self._lines.setdefault(record.case_id, []).append((record, run))
 
@@ -87,7 +92,8 @@ class RecordedRuns:
         self, case_id: str, label_map: Path
     ) -> tuple[CaseRecord, RunSummary] | tuple[None, None]:
         """Return the last line of a case on a label map of this format, with its run."""
-        for record, run in reversed(self._lines.get(case_id, [])):
+        _, num_earlier = self._begun.get(case_id, ("", 0))
+        for record, run in reversed(self._lines.get(case_id, [])[num_earlier:]):
             if record.output is None or record.output.name == label_map.name:
                 return record, run
         return None, None
@@ -97,16 +103,15 @@ class RecordedRuns:
 
         Its time tells, or in a copy of the folder, which has other times, its content.
         """
-        if (time_of_change(label_map) or "") < self._begun.get(case_id, ""):
+        began, num_earlier = self._begun.get(case_id, ("", 0))
+        if (time_of_change(label_map) or "") < began:
             return True
         checksums = set()
-        for record in self._earlier.get(case_id, []):
+        for record, _ in self._lines.get(case_id, [])[:num_earlier]:
             is_same_file = record.output is not None and record.output.name == label_map.name
             if is_same_file and LABEL_MAP in record.contents:
                 checksums.add(record.contents[LABEL_MAP].get("checksum"))
-        if not checksums:
-            return False
-        return content_of(files_written(label_map))["checksum"] in checksums
+        return bool(checksums) and content_of(files_written(label_map))["checksum"] in checksums
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
@@ -116,48 +121,29 @@ class RecordedRuns:
         `others` are the outputs beside the label map.
         """
         record, run = self.latest(case_id, label_map)
+        paths = (label_map, *others)
+        # No exception for odd names.
+        gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
+        reason = None
         if record is not None and record.status == "failed":
             problem = "no reason is recorded"
             if record.failures:
                 problem = record.failures[0].message
             reason = NoteKind.FAILED(problem=problem)
-            return CaseState(case_id, "failed", label_map, reason)
-
-        paths = (label_map, *others)
-        # No exception for odd names.
-        gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
         # Files of an earlier run are not results of the run that is continued.
-        if record is None and (gone == label_map or self._is_older(case_id, label_map)):
-            return CaseState(case_id, "missing", label_map, NoteKind.NOT_REACHED())
-        if gone is not None:
+        elif record is None and (gone == label_map or self._is_older(case_id, label_map)):
+            reason = NoteKind.NOT_REACHED()
+        elif gone is not None:
             reason = NoteKind.GONE(path=str(gone))
-            return CaseState(case_id, "missing", label_map, reason)
-        if record is None or run is None:
-            return CaseState(case_id, "done", label_map, NoteKind.NO_RECORD())
-        known = record.contents.get(LABEL_MAP)
-        is_changed = record.written != time_of_change(label_map)  # by an older version
-        if known is not None:
-            now_there = content_of(files_written(label_map), known)
-            is_changed = now_there["checksum"] != known.get("checksum")
-        if is_changed:
-            return CaseState(case_id, "done", label_map, NoteKind.CHANGED())
-        keys = _other_values(record, run, now)
-        if keys:
+        elif record is None or run is None:
+            reason = NoteKind.NO_RECORD()
+        elif not record.describes(label_map):
+            reason = NoteKind.CHANGED()
+        elif keys := _other_values(record, run, now):
             reason = NoteKind.WITH_OTHER_VALUES(keys=keys)
-            return CaseState(case_id, "missing", label_map, reason)
-        return CaseState(case_id, "done", label_map, None, record)
-
-
-def _record_files(place: Path, notes: list[Note]) -> list[Path]:
-    """Return the records in a folder, which may be missing; a note if it cannot be listed."""
-    try:
-        return sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        problem = error.strerror or str(error)
-        notes.append(NoteKind.UNREADABLE_RECORD(str(place), problem=problem))
-        return []
+        else:
+            return CaseState(case_id, label_map, None, record, run)
+        return CaseState(case_id, label_map, reason)
 
 
 def read_records(folder: Path | None) -> RecordedRuns:
@@ -167,9 +153,15 @@ def read_records(folder: Path | None) -> RecordedRuns:
     """
     runs = {}
     notes: list[Note] = []
-    paths = []
-    if folder is not None:
-        paths = _record_files(folder / RECORD_FOLDER, notes)
+    paths: list[Path] = []
+    try:
+        if folder is not None:
+            place = folder / RECORD_FOLDER
+            paths = sorted(path for path in place.iterdir() if path.match("record*.jsonl"))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # No run has left a record.
+    except OSError as error:
+        notes.append(NoteKind.UNREADABLE_RECORD(str(place), problem=error.strerror))
     for path in paths:
         try:
             require_file(path)
@@ -178,8 +170,7 @@ def read_records(folder: Path | None) -> RecordedRuns:
             notes.append(NoteKind.UNREADABLE_RECORD(problem=str(error)))
             continue
         except OSError as error:
-            problem = error.strerror or str(error)
-            notes.append(NoteKind.UNREADABLE_RECORD(str(path), problem=problem))
+            notes.append(NoteKind.UNREADABLE_RECORD(str(path), problem=error.strerror))
             continue
         problems = []
         for number, line in enumerate(lines, start=1):
