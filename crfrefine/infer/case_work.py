@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, count_inside, expand_channels
+from crfrefine.arrays.label_maps import count_inside
 from crfrefine.base.array_types import Float32
+from crfrefine.base.axes import Axes
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, REFINING_PROCESS, memory_limit, run_all
@@ -32,8 +33,8 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import is_complete
 from crfrefine.io import placed_on, write_label_map, write_pieces
 from crfrefine.io.paths import files_written
-from crfrefine.io.volume import Segment, VolumeHeader, named_segments
-from crfrefine.io.writing import Planes, check_replaceable, write_small_file
+from crfrefine.io.volume import named_segments
+from crfrefine.io.writing import check_replaceable, write_small_file
 from crfrefine.records.contents import (
     LABEL_MAP,
     changed_inputs,
@@ -43,6 +44,7 @@ from crfrefine.records.contents import (
     times_of_strokes,
 )
 from crfrefine.records.records import CaseRecord
+from crfrefine.refinement.certain import CERTAIN
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
@@ -71,7 +73,6 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
         work.read()
         result = work.refine()
         work.describe(result)
-        work.note_losses(result)
         in_flight.end_computing()
         written = work.write_beside(result)
         work.write(result, written)
@@ -82,7 +83,7 @@ class CaseWork:
     """The steps of the work on a case; each adds its findings to the record."""
 
     def __init__(self, in_flight: CaseInFlight) -> None:
-        self.in_flight = in_flight  # Its `case` has the arrays as long as they are needed.
+        self.in_flight = in_flight
         self._files = in_flight.task.files
         self._options = in_flight.task.options
         self._outputs = in_flight.task.outputs
@@ -105,10 +106,9 @@ class CaseWork:
         )
         in_flight.take_memory(needed)
         threads = in_flight.share_of_threads()
-        case = read_case(
+        self._case = case = read_case(  # as long as its arrays are needed
             headers, reading, as_logits=False, is_streamed=is_streamed, threads=threads
         )
-        in_flight.case = case
         record = self.record
         record.contents.update(contents_of_inputs(self._files))
         record.times["read"] = in_flight.clock() - started
@@ -126,7 +126,6 @@ class CaseWork:
         record.notes += case.notes
         if case.strokes:
             record.strokes = times_of_strokes(self._files)
-        self._keeps_channels = not isinstance(case.network, LabelMapNetwork)
         self._like = case.like
         self._segments = case.segments
         self._named = case.segments or named_segments(reading.label_names)
@@ -139,11 +138,8 @@ class CaseWork:
         in_flight = self.in_flight
         started = in_flight.clock()
         options = self._options
-        case = in_flight.case
-        assert case is not None
-        strokes = None
-        if case.strokes:
-            strokes = read_strokes(options, case, self._reading.declared)
+        case = self._case
+        strokes = read_strokes(options, case, self._reading.declared)
         # How a case is refined depends on it and on the limit, not on what other cases leave.
         limit = memory_limit(options.max_memory).bytes
         context = RunContext(
@@ -165,18 +161,16 @@ class CaseWork:
             strokes=strokes,
         )
         self.record.times["refine"] = in_flight.clock() - started
+        for stage, seconds in result.timings.items():
+            self.record.times[f"refine.{stage}"] = seconds
         self.record.notes += result.notes
         if case.strokes and strokes is None:
             self.record.notes.append(NoteKind.NO_STROKES())
         return result
 
     def describe(self, result: RefinementResult) -> None:
-        """Record the outcome of the CRF."""
+        """Record the outcome of the CRF, and note labels that vanished, or that nothing changed."""
         record = self.record
-        case = self.in_flight.case
-        assert case is not None
-        for stage, seconds in result.timings.items():
-            record.times[f"refine.{stage}"] = seconds
         changes = result.changes
         record.device = result.device
         record.num_iterations = result.num_iterations
@@ -186,39 +180,26 @@ class CaseWork:
         record.voxels_changed = changes.voxels_changed
         record.voxels_before = changes.voxels_before
         record.voxels_after = changes.voxels_after
-        record.num_voxels_in_mask = count_inside(case.mask, result.label_map.shape)
+        record.num_voxels_in_mask = count_inside(self._case.mask, result.label_map.shape)
         record.num_padding_voxels = result.num_padding_voxels
         record.voxels_removed = result.voxels_removed
         record.voxels_filled = result.voxels_filled
+
+        vanished: dict[int, int] = {}  # the voxels of each label that is gone
+        if isinstance(self._case.network, LabelMapNetwork):  # Resampling may have removed some.
+            vanished.update(self._case.network.lost)
         names = self._reading.label_names
+        kind = NoteKind.VANISHED
         counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
         for label, (before, after) in enumerate(counts):
             if label and (before or after) and label in names:
                 record.label_names[str(label)] = names[label]
-        if self._options.statistics:
-            from crfrefine.infer.label_statistics import measure
-
-            record.statistics = measure(case, result, record.label_names)
-
-    def note_losses(self, result: RefinementResult) -> None:
-        """Note the labels that vanished, or that nothing has changed."""
-        record = self.record
-        assert self.in_flight.case is not None
-        network = self.in_flight.case.network
-        changes = result.changes
-        vanished: dict[int, int] = {}  # the voxels of each label that is gone
-        if isinstance(network, LabelMapNetwork):  # Resampling may have removed some.
-            vanished.update(network.lost)
-        kind = NoteKind.VANISHED
-        counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
-        for label, (before, after) in enumerate(counts):
             if before and not after:
                 vanished[label] = before
                 if label not in result.lost_to_rules:
                     kind = NoteKind.VANISHED_BY_CRF
         record.vanished_labels = tuple(sorted(vanished))
         if vanished:
-            names = self._reading.label_names
             labels = []
             for label, voxels in sorted(vanished.items()):
                 labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
@@ -228,6 +209,10 @@ class CaseWork:
             is_narrow = any(note.kind is NoteKind.NARROW_KERNELS for note in result.notes)
             unchanged = NoteKind.NO_CHANGE if is_narrow else NoteKind.NO_CHANGE_BY_CRF
             record.notes.append(unchanged())
+        if self._options.statistics:
+            from crfrefine.infer.label_statistics import measure
+
+            record.statistics = measure(self._case, result, record.label_names)
 
     def write_beside(self, result: RefinementResult) -> list[Path]:
         """Write the files beside the label map; return all files of the case. The image is freed.
@@ -241,20 +226,19 @@ class CaseWork:
         if outputs.preview is not None:
             from crfrefine.pictures.preview import preview_of_case
 
-            assert in_flight.case is not None
-            picture = preview_of_case(in_flight.case, result, self._reading)
-        in_flight.case = None
+            picture = preview_of_case(self._case, result, self._reading)
+        labels: Sequence[int] = range(result.num_labels)
+        if not isinstance(self._case.network, LabelMapNetwork):
+            labels = labels_of_channels(result)
+        del self._case
+        self._write_channels(outputs.probabilities, "probabilities", result, labels)
+        self._write_channels(outputs.logits, "logits", result, labels)
+        self._write_channels(outputs.archive, "probabilities", result, labels)
         written = list(outputs.all())
-        if outputs.probabilities is not None:
-            self._write_channels(outputs.probabilities, "probabilities", result)
-        if outputs.logits is not None:
-            self._write_channels(outputs.logits, "logits", result)
-        if outputs.archive is not None:
-            self._write_channels(outputs.archive, "probabilities", result, is_archive=True)
-            if outputs.properties is not None:  # a pickle, which is never loaded
-                copy = outputs.archive.with_suffix(".pkl")
-                write_small_file(copy, outputs.properties.read_bytes())
-                written.append(copy)
+        if outputs.archive is not None and outputs.properties is not None:
+            copy = outputs.archive.with_suffix(".pkl")  # a pickle, which is never loaded
+            write_small_file(copy, outputs.properties.read_bytes())
+            written.append(copy)
         if outputs.preview is not None:
             write_small_file(outputs.preview, picture)
 
@@ -279,80 +263,66 @@ class CaseWork:
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
-        self, path: Path, kind: str, result: RefinementResult, *, is_archive: bool = False
+        self, path: Path | None, kind: str, result: RefinementResult, labels: Sequence[int]
     ) -> None:
-        """Write a channel for each label, or each region; labels that occur nowhere have one, too.
+        """Write the channel of each label, or region, also of labels that occur nowhere.
 
-        In an archive they are as nnU-Net has them, (label, z, y, x): of a plane, z is 1.
+        An archive (.npz) has them as nnU-Net does, (label, z, y, x): its plans may turn axes, and
+        of a plane, z is 1. Without a path nothing is written.
         """
-        like = self._like
-        # Those of a label map are for all labels, others as they were in the files.
-        channel_labels: Sequence[int] = range(result.num_labels)
-        if self._keeps_channels:
-            channel_labels = result.channel_labels
-        num_channels = len(channel_labels)
-        absent = ABSENT_LOGIT if kind == "logits" else 0.0
+        if path is None:
+            return
         if result.channels.is_streamed:
-            make = result.channels.channel
-            if kind == "probabilities":
-                temperature = result.output_temperature
-                make = partial(result.channels.channel, output_temperature=temperature)
-            numbers = {label: number for number, label in enumerate(result.channel_labels)}
+            temperature = result.output_temperature if kind == "probabilities" else None
 
-            def piece(channel: int, planes: slice) -> Float32:
-                label = channel_labels[channel]
-                if label in numbers:
-                    return make(numbers[label], planes)  # Planes are computed at each call.
-                return np.full_like(make(0, planes), absent)
+            def make(channel: int, planes: slice) -> Float32:
+                return result.channels.channel(channel, planes, temperature)
 
         else:
-            values = result.logits if kind == "logits" else result.marginals
-            if result.regions is None and len(values) < num_channels:
-                values = expand_channels(values, result.channel_labels, num_channels, absent)
-            stored = reverse_grid(values)
-            num_channels = len(stored)
+            stored = reverse_grid(result.logits if kind == "logits" else result.marginals)
 
-            def piece(channel: int, planes: slice) -> Float32:
+            def make(channel: int, planes: slice) -> Float32:
                 return stored[channel, planes]
 
-        make_planes: Planes = piece
-        if is_archive:
-            like, make_planes = self._turned_for_archive(path, piece)
-        rows = slice(0, like.grid_shape[1])
-        is_plane = is_archive and like.num_axes == 2
-        if is_plane:
-            like = replace(like, grid_shape=(*like.grid_shape, 1))
+        numbers = {label: number for number, label in enumerate(labels_of_channels(result))}
+        _, absent = CERTAIN[kind]
 
-        def planes_of(channel: int, planes: slice) -> Float32:
-            if is_plane:
-                return make_planes(channel, rows)[np.newaxis]
-            return make_planes(channel, planes)
+        def piece(channel: int, planes: slice) -> Float32:
+            label = labels[channel]
+            if label in numbers:
+                return make(numbers[label], planes)  # Planes may be computed at each call.
+            return np.full_like(make(0, planes), absent)
 
-        segments: Sequence[Segment] = ()
-        if result.regions is None and not is_archive:
-            segments = []
-            for one in self._named:
-                if one.label in channel_labels:
-                    segments.append(replace(one, label=channel_labels.index(one.label)))
-        threads = self.in_flight.share_of_threads()
-        write_pieces(
-            path, like, num_channels, planes_of, kind=kind, threads=threads, segments=segments
-        )
-
-    def _turned_for_archive(self, path: Path, piece: Planes) -> tuple[VolumeHeader, Planes]:
-        """Return the grid of an archive, and what gives its planes; nnU-Net may turn axes."""
-        grid = grid_of_archive(self._like, self._files.network[0].parent, path.parent)
-        turned = placed_on(self._like, grid).turned
-        if turned is None:
-            return self._like, piece
-        _, turn = turned
-        all_planes = slice(0, self._like.grid_shape[2])
+        like = self._like
+        grid = like
+        turn = Axes(tuple(range(like.num_axes)))
+        is_archive = path == self._outputs.archive
+        if is_archive and like.num_axes == 2:
+            grid = replace(like, grid_shape=(*like.grid_shape, 1))
+        elif is_archive:
+            grid = grid_of_archive(like, self._files.network[0].parent, path.parent)
+            turned = placed_on(like, grid).turned
+            if turned is not None:
+                _, turn = turned
 
         @lru_cache(maxsize=1)
         def channel_of(channel: int) -> Float32:
-            return np.ascontiguousarray(turn.reversed.apply(piece(channel, all_planes)))
+            values = turn.reversed.apply(piece(channel, slice(0, like.stored_grid[0])))
+            return np.ascontiguousarray(values).reshape(grid.stored_grid)
 
-        return grid, lambda channel, planes: channel_of(channel)[planes]
+        def planes_of(channel: int, planes: slice) -> Float32:
+            if grid is like:
+                return piece(channel, planes)
+            return channel_of(channel)[planes]
+
+        segments = []
+        for one in self._named:
+            if one.label in labels and result.regions is None and not is_archive:
+                segments.append(replace(one, label=labels.index(one.label)))
+        threads = self.in_flight.share_of_threads()
+        write_pieces(
+            path, grid, len(labels), planes_of, kind=kind, threads=threads, segments=segments
+        )
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:
         """Write the label map, whole or not at all, and close the record of all files."""
@@ -382,6 +352,11 @@ class CaseWork:
         if outputs.structures:
             record.structures = next(iter(outputs.structures)).parent
         record.status = "done"
+
+
+def labels_of_channels(result: RefinementResult) -> Sequence[int]:
+    """Return the label of each channel of a result; regions have the numbers of their channels."""
+    return result.channel_labels or range(result.channels.num_channels)
 
 
 def read_strokes(

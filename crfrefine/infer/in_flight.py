@@ -10,7 +10,6 @@ from contextlib import suppress
 
 from crfrefine.base.limits import available_threads, memory_limit, thread_pool
 from crfrefine.base.notes import NoteKind
-from crfrefine.cases.case import Case
 from crfrefine.errors import DeviceLostError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.plan import Task
@@ -43,7 +42,6 @@ class CaseInFlight:
     def __init__(self, task: Task, number: int, run: CasesInFlight) -> None:
         self.task = task
         self.device = ""  # as `get_backend` takes it
-        self.case: Case | None = None  # while it is in memory
         self.input_bytes = 0  # of memory that its input takes, by an estimate
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
@@ -142,9 +140,8 @@ class CaseInFlight:
             raise self.ending
 
     def give_back(self) -> None:
-        """Give the case's share and its turn to other cases; forget its voxels."""
+        """Give the case's share and its turn to other cases."""
         run = self._run
-        self.case = None
         with run.changed:
             self.end_computing()
             run.num_bytes_taken -= self.num_bytes
@@ -241,7 +238,6 @@ class CasesInFlight:
         try:
             while True:
                 with suppress(BeginAgainError), naming_after(case.wait_to_name):
-                    case.case = None
                     case.device = "cpu" if self._is_gpu_lost else case.task.device
                     record = refine(case)
                     if not record.failures:
