@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.frame import grid_of_archive
 from crfrefine.cases.label_input import segments_of_label_map
+from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.infer.options import InferenceOptions
@@ -31,13 +32,18 @@ from crfrefine.records.contents import Content, checksums_of_inputs, content_of,
 from crfrefine.records.records import FileBefore
 
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
-
 # After the name of the case: of probabilities, logits and the preview.
 _ENDINGS = ("_probabilities.nii.gz", "_logits.nii.gz", "_preview.png")
 
 # The first and the last bytes of a PNG file.
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def optional_files(label_map: Path) -> list[Path]:
+    """Return the names beside a label map: of probabilities, logits and the preview."""
+    stem = stem_of(label_map)
+    return [label_map.with_name(stem + ending) for ending in _ENDINGS]
 
 
 @dataclass(frozen=True)
@@ -64,35 +70,40 @@ class OutputFiles:
     # Files that earlier runs wrote for the case, and this run does not.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
     # Files without a record that are there under the names of options which are not given now.
-    unknown: tuple[Path, ...] = ()
+    unknown: Collection[Path] = ()
 
     @classmethod
     def of_case(
-        cls, files: CaseFiles, options: InferenceOptions, label_names: NamesOfLabels
+        cls,
+        files: CaseFiles,
+        options: InferenceOptions,
+        label_names: NamesOfLabels,
+        is_nnunet: Callable[[Path], bool],
     ) -> OutputFiles:
-        """Return the output files of a case, by its name or as the manifest says."""
+        """Return the output files of a case, by its name or as the manifest says.
+
+        There is an archive if the logits are one in a folder that `is_nnunet` says is nnU-Net's.
+        """
         label_map = options.output
-        if not options.writes_file and files.output is not None:
-            label_map = options.output / files.output
-        elif not options.writes_file:
-            suffix = ""
-            if options.output_format is not None:
-                suffix = options.output_format
-            elif files.images:
+        if not options.writes_file:
+            suffix = options.output_format or ""
+            if files.images and not suffix:
                 suffix = suffix_to_write(files.images[0])
-            label_map = options.output / f"{files.case_id}{suffix}"
+            label_map /= files.output or f"{files.case_id}{suffix}"
         stem = stem_of(label_map)
-        beside = []
-        unknown = []
         are_wanted = (options.save_probabilities, options.save_logits, options.preview)
-        for ending, is_wanted in zip(_ENDINGS, are_wanted, strict=True):
-            path = label_map.with_name(stem + ending)
-            beside.append(path if is_wanted else None)
-            # For names that the system refuses, `path.is_file()` raises an exception.
-            if not is_wanted and os.path.isfile(path):  # noqa: PTH113
-                unknown.append(path)
-        probabilities, logits, preview = beside
-        outputs = cls(label_map, probabilities, logits, preview, unknown=tuple(unknown))
+        pairs = zip(optional_files(label_map), are_wanted, strict=True)
+        probabilities, logits, preview = [path if is_wanted else None for path, is_wanted in pairs]
+        outputs = cls(label_map, probabilities, logits, preview)
+        scores = [path for path in files.network if suffix_of(path) == ".npz"]
+        is_for_folder = options.save_probabilities and not options.writes_file
+        if is_for_folder and len(scores) == 1 and is_nnunet(scores[0].parent):
+            properties = scores[0].with_suffix(".pkl")
+            outputs = replace(
+                outputs,
+                archive=label_map.with_name(f"{stem}.npz"),
+                properties=properties if properties.is_file() else None,
+            )
         if not options.save_structures:
             return outputs
         folder = label_map.with_name(stem)
@@ -211,9 +222,10 @@ def plan_outputs(
             f"{output}: a label map cannot be written as {ending}; "
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
-    all_outputs = [OutputFiles.of_case(files, options, label_names) for files in cases]
-    if options.save_probabilities and not options.writes_file:
-        _add_archives(cases, all_outputs)
+    is_nnunet = functools.cache(is_of_nnunet)
+    all_outputs = []
+    for files in cases:
+        all_outputs.append(OutputFiles.of_case(files, options, label_names, is_nnunet))
     _check_paths(cases, all_outputs)
     # The next run would take results in a folder of images or logits as such.
     folders: set[Path] = set()
@@ -229,26 +241,6 @@ def plan_outputs(
             "choose another folder for the results"
         )
     return all_outputs
-
-
-def _add_archives(cases: Sequence[CaseFiles], all_outputs: list[OutputFiles]) -> None:
-    """Add the files for `nnUNetv2_ensemble` to the outputs of cases whose input is of nnU-Net."""
-    from crfrefine.cases.nnunet import is_of_nnunet
-
-    is_nnunet = functools.cache(is_of_nnunet)
-    for number, files in enumerate(cases):
-        if len(files.network) != 1 or suffix_of(files.network[0]) != ".npz":
-            continue
-        source = files.network[0]
-        if is_nnunet(source.parent):
-            label_map = all_outputs[number].label_map
-            archive = label_map.with_name(f"{stem_of(label_map)}.npz")
-            properties = source.with_suffix(".pkl")
-            all_outputs[number] = replace(
-                all_outputs[number],
-                archive=archive,
-                properties=properties if properties.is_file() else None,
-            )
 
 
 def _check_paths(cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles]) -> None:

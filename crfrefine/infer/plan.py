@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import CrfRefineError
 from crfrefine.infer.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
-from crfrefine.infer.inputs import RunInputs, find_inputs
+from crfrefine.infer.inputs import find_inputs
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.outputs import OutputFiles, plan_outputs
+from crfrefine.infer.outputs import OutputFiles, optional_files, plan_outputs
 from crfrefine.io.paths import is_folder, stem_of
 from crfrefine.io.writing import check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
@@ -54,23 +54,50 @@ class Task:
     earlier: CaseRecord | None = None
 
 
-@dataclass
 class RunPlan:
-    """A run before it begins."""
+    """A run before it begins, after all checks that can be made in advance."""
 
-    inputs: RunInputs
-    options: InferenceOptions
-    summary: RunSummary  # without its cases
-    tasks: list[Task] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-    # on earlier results that the run leaves as they are
-    notes_at_end: list[Note] = field(default_factory=list)
-    # files beside the outputs, and their content: names of structures, files of nnU-Net
-    folder_files: list[tuple[Path, bytes]] = field(default_factory=list)
-    # Files about the run; None means no file.
-    record_file: Path | None = None
-    summary_file: Path | None = None
-    statistics_file: Path | None = None
+    def __init__(self, options: InferenceOptions) -> None:
+        device = options.device
+        # The machine that gives cases to a cluster needs no GPU itself.
+        if device != "auto" and not (options.dask and device.startswith("cuda")):
+            device = get_backend(device).name
+        if options.preview:
+            from crfrefine.pictures.drawing import require_pillow
+
+            require_pillow()
+        self.options = options
+        self.inputs = find_inputs(options)
+        cases = self.inputs.cases
+        reading = self.inputs.reading
+        note_on_device = None
+        if device == "auto" and is_available():
+            threads = options.threads or available_threads()
+            note_on_device = faster_on_cpu(cases, reading, options.parameters, threads)
+        if note_on_device is not None:
+            device = "cpu"
+        elif device == "auto":  # All workers of a cluster then take the same device.
+            device = get_backend(device).name
+        all_outputs = plan_outputs(cases, options, reading.label_names)
+        self.summary = self._summarize(device, all_outputs)  # without its cases
+        self.notes = list(cases.notes)
+        # on earlier results that the run leaves as they are
+        self.notes_at_end: list[Note] = []
+        self.summary_file: Path | None = None
+        if options.summary is not None:
+            self.summary_file = path_of_part(options.summary, options.num_parts, options.part_id)
+            self.notes += check_summary_path(self.summary_file, all_outputs)
+        if note_on_device is not None:
+            self.notes.append(note_on_device)
+        self.add_tasks(all_outputs)
+        self.add_files(all_outputs)
+        names = {task.files.case_id for task in self.tasks}
+        held_out = names & options.held_out.keys()
+        learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
+        if held_out:
+            self.notes.append(NoteKind.HELD_OUT(cases=len(held_out)))
+        if learned:
+            self.notes.append(NoteKind.LEARNED_ON(learned=len(learned), cases=len(self.tasks)))
 
     def add_tasks(self, all_outputs: Sequence[OutputFiles]) -> None:
         """Add the cases of this part, each with parameters that were not learned on it.
@@ -99,6 +126,7 @@ class RunPlan:
             before = files_before(recorded, summary)
             if options.resume:
                 earlier, self.notes_at_end = done_before(recorded, pairs, summary, self.notes)
+        self.tasks: list[Task] = []
         unmeasured = []
         for files, outputs in pairs:
             fold, parameters = options.held_out.get(files.case_id, (None, options.parameters))
@@ -108,8 +136,10 @@ class RunPlan:
                 unmeasured.append(files.case_id)
             written = before.get(files.case_id, {})
             left_over = {path: made for path, made in written.items() if path not in planned}
-            unknown = set(outputs.unknown) - planned - written.keys()
-            outputs = replace(outputs, before=left_over, unknown=tuple(sorted(unknown)))
+            # For names that the system refuses, `path.is_file()` raises an exception.
+            there = set(filter(os.path.isfile, optional_files(outputs.label_map)))
+            unknown = sorted(there - planned - written.keys())
+            outputs = replace(outputs, before=left_over, unknown=unknown)
             if left_over and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)
@@ -126,11 +156,18 @@ class RunPlan:
         """
         options = self.options
         output = options.output
+        part = (options.num_parts, options.part_id)
         # If no case can be read, no folder is needed.
         readable = [task.outputs for task in self.tasks if not task.files.problem]
+        # None means no file.
+        self.record_file: Path | None = None
+        self.statistics_file: Path | None = None
         if readable and not options.writes_file:
-            record = output / RECORD_FOLDER / "record.jsonl"
-            self.record_file = path_of_part(record, options.num_parts, options.part_id)
+            self.record_file = path_of_part(output / RECORD_FOLDER / "record.jsonl", *part)
+        if options.statistics and options.writes_file:
+            self.statistics_file = output.with_name(f"{stem_of(output)}_statistics.csv")
+        elif options.statistics:
+            self.statistics_file = path_of_part(output / "statistics.csv", *part)
         folders: set[Path] = set()
         for outputs in readable:
             folders.update(path.parent for path in outputs.all())
@@ -141,6 +178,8 @@ class RunPlan:
         for path in (self.summary_file, self.record_file, self.statistics_file):
             if path is not None:
                 check_output(path)
+        # files beside the outputs, and their content: names of structures, files of nnU-Net
+        self.folder_files: list[tuple[Path, bytes]] = []
         if options.save_probabilities:
             self.folder_files += plan_ensemble_files(
                 self.inputs.cases, all_outputs, output, self.notes
@@ -149,50 +188,48 @@ class RunPlan:
         if declared is not None and declared.structures and self.record_file is not None:
             self.folder_files += plan_names_file(declared.structures, output)
 
-
-def plan_run(options: InferenceOptions) -> RunPlan:
-    """Return the plan of a run, after all checks that can be made in advance."""
-    device = options.device
-    # The machine that gives cases to a cluster needs no GPU itself.
-    if device != "auto" and not (options.dask and device.startswith("cuda")):
-        device = get_backend(device).name
-    if options.preview:
-        from crfrefine.pictures.drawing import require_pillow
-
-        require_pillow()
-    inputs = find_inputs(options)
-    note_on_device = None
-    if device == "auto" and is_available():
-        threads = options.threads or available_threads()
-        note_on_device = faster_on_cpu(inputs.cases, inputs.reading, options.parameters, threads)
-    if note_on_device is not None:
-        device = "cpu"
-    elif device == "auto":  # All workers of a cluster then take the same device.
-        device = get_backend(device).name
-    all_outputs = plan_outputs(inputs.cases, options, inputs.reading.label_names)
-    plan = RunPlan(inputs, options, _summary_of(options, device, inputs, all_outputs))
-    plan.notes += inputs.cases.notes
-    if options.summary is not None:
-        plan.summary_file = path_of_part(options.summary, options.num_parts, options.part_id)
-        plan.notes += check_summary_path(plan.summary_file, all_outputs)
-    if options.statistics and options.writes_file:
-        name = f"{stem_of(options.output)}_statistics.csv"
-        plan.statistics_file = options.output.with_name(name)
-    elif options.statistics:
-        table = options.output / "statistics.csv"
-        plan.statistics_file = path_of_part(table, options.num_parts, options.part_id)
-    if note_on_device is not None:
-        plan.notes.append(note_on_device)
-    plan.add_tasks(all_outputs)
-    plan.add_files(all_outputs)
-    names = {task.files.case_id for task in plan.tasks}
-    held_out = names & options.held_out.keys()
-    learned = {printable(name) for name in names - held_out} & {*options.parameters.trained_on}
-    if held_out:
-        plan.notes.append(NoteKind.HELD_OUT(cases=len(held_out)))
-    if learned:
-        plan.notes.append(NoteKind.LEARNED_ON(learned=len(learned), cases=len(plan.tasks)))
-    return plan
+    def _summarize(self, device: str, all_outputs: Sequence[OutputFiles]) -> RunSummary:
+        """Return the summary of a run, without its cases and their number."""
+        options = self.options
+        reading = self.inputs.reading
+        limit = memory_limit(options.max_memory)
+        all_cases = {}
+        for files, outputs in zip(self.inputs.cases, all_outputs, strict=True):
+            label_map = outputs.label_map
+            # The output folder may be moved, and so the names are relative.
+            if not options.writes_file and label_map.is_relative_to(options.output):
+                label_map = label_map.relative_to(options.output)
+            all_cases[files.case_id] = str(label_map)
+        folds = dict(options.held_out.values())  # Cases of a fold share its parameters.
+        scheme = reading.regions.scheme
+        channel_labels = reading.regions.labels_of_channels(len(reading.regions.numbers))
+        sources = (options.nnunet, options.manifest, *options.images, *options.logits)
+        return RunSummary(
+            device=device,
+            threads=options.threads or available_threads(),
+            max_memory=limit.bytes,
+            max_memory_source=limit.source,
+            parameters=options.parameters.to_dict(),
+            input_options=replace(reading, channel_labels=channel_labels),
+            requested_device=options.device,
+            choice=options.choice,
+            num_parts=options.num_parts,
+            part_id=options.part_id or 0,
+            label_names=dict(reading.label_names),
+            held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
+            parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
+            all_cases=all_cases,
+            output_folder=os.path.realpath(options.output),
+            inputs=tuple(os.path.realpath(path) for path in sources if path is not None),
+            # The link can be read even if the folder was removed.
+            working_folder=str(Path("/proc/self/cwd").readlink()),
+            command=options.command,
+            resumed=options.resume,
+            started=datetime.now(UTC),
+            mask_mode=reading.mask_mode,
+            regions=None if scheme is None else scheme.to_dict(),
+            declared_labels=() if reading.declared is None else reading.declared.numbers,
+        )
 
 
 def faster_on_cpu(
@@ -220,48 +257,3 @@ def faster_on_cpu(
         if seconds > GPU_START:
             return None
     return NoteKind.FASTER_ON_CPU(seconds=max(seconds, 0.1))
-
-
-def _summary_of(
-    options: InferenceOptions, device: str, inputs: RunInputs, all_outputs: Sequence[OutputFiles]
-) -> RunSummary:
-    """Return the summary of a run, without its cases and their number."""
-    limit = memory_limit(options.max_memory)
-    all_cases = {}
-    for files, outputs in zip(inputs.cases, all_outputs, strict=True):
-        label_map = outputs.label_map
-        # The output folder may be moved, and so the names are relative.
-        if not options.writes_file and label_map.is_relative_to(options.output):
-            label_map = label_map.relative_to(options.output)
-        all_cases[files.case_id] = str(label_map)
-    folds = dict(options.held_out.values())  # Cases of a fold share its parameters.
-    reading = inputs.reading
-    scheme = reading.regions.scheme
-    channel_labels = reading.regions.labels_of_channels(len(reading.regions.numbers))
-    sources = (options.nnunet, options.manifest, *options.images, *options.logits)
-    return RunSummary(
-        device=device,
-        threads=options.threads or available_threads(),
-        max_memory=limit.bytes,
-        max_memory_source=limit.source,
-        parameters=options.parameters.to_dict(),
-        input_options=replace(reading, channel_labels=channel_labels),
-        requested_device=options.device,
-        choice=options.choice,
-        num_parts=options.num_parts,
-        part_id=options.part_id or 0,
-        label_names=dict(reading.label_names),
-        held_out={case_id: fold for case_id, (fold, _) in options.held_out.items()},
-        parameters_of_folds={fold: own.to_dict() for fold, own in folds.items()},
-        all_cases=all_cases,
-        output_folder=os.path.realpath(options.output),
-        inputs=tuple(os.path.realpath(path) for path in sources if path is not None),
-        # The link can be read even if the folder was removed.
-        working_folder=str(Path("/proc/self/cwd").readlink()),
-        command=options.command,
-        resumed=options.resume,
-        started=datetime.now(UTC),
-        mask_mode=reading.mask_mode,
-        regions=None if scheme is None else scheme.to_dict(),
-        declared_labels=() if reading.declared is None else reading.declared.numbers,
-    )

@@ -17,7 +17,7 @@ from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
 from crfrefine.infer.in_flight import CasesInFlight
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.plan import RunPlan, plan_run
+from crfrefine.infer.plan import RunPlan
 from crfrefine.io.json import add_lines
 from crfrefine.io.writing import write_small_file
 from crfrefine.records.records import RunObserver, RunSummary, notes_on_cases
@@ -33,7 +33,7 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
     if options.dask is not None:  # Workers run in other folders.
         options = _with_absolute_paths(options)
     observer = observer or RunObserver()
-    plan = plan_run(options)
+    plan = RunPlan(options)
     started = time.perf_counter()
     summary = plan.summary
     if options.choice is None:  # A choice of parameters has shown them.

@@ -29,7 +29,7 @@ from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.infer.inputs import RunInputs, find_inputs
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.plan import plan_run
+from crfrefine.infer.plan import RunPlan
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.records.states import read_records
@@ -99,7 +99,7 @@ def choose_for(
 
     With `resume`, they are those that an earlier run has chosen, unless the overrides differ.
     """
-    plan = plan_run(options)
+    plan = RunPlan(options)
     observer.cases_found(plan.inputs.cases.found)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(

@@ -11,7 +11,7 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.infer import plan as plans
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.plan import faster_on_cpu, plan_run
+from crfrefine.infer.plan import RunPlan, faster_on_cpu
 
 PLAIN = crfrefine.CrfParameters()
 
@@ -56,7 +56,7 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
     assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 2) is None
     assert faster_on_cpu(cases, ReadingOptions(), PLAIN, 4) is not None
     options = InferenceOptions((folders.images,), (folders.logits,), folders.output, threads=2)
-    assert plan_run(options).summary.device == "cuda-shim"
+    assert RunPlan(options).summary.device == "cuda-shim"
     assert gpu == [True]
     # A case that cannot be read is no work.
     (folders.images / "a_0000.nii.gz").write_bytes(b"nothing")
@@ -82,7 +82,7 @@ def test_models_that_take_long_go_to_the_gpu(gpu, folders, monkeypatch, changes)
 def test_without_a_gpu_nothing_is_read_and_nothing_said(monkeypatch, folders):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(plans, "read_case_headers", None)
-    plan = plan_run(InferenceOptions((folders.images,), (folders.logits,), folders.output))
+    plan = RunPlan(InferenceOptions((folders.images,), (folders.logits,), folders.output))
     assert plan.summary.device == "cpu"
     assert plan.notes == []
 
@@ -95,7 +95,7 @@ def test_a_run_says_why_it_takes_the_cpu(gpu, folders):
         parameters=crfrefine.CrfParameters(),
         device="auto",
     )
-    plan = plan_run(options)
+    plan = RunPlan(options)
     assert plan.summary.device == "cpu"
     assert plan.tasks[0].device == "cpu"
     assert any("--device cuda takes the GPU" in note for note in map(str, plan.notes))
