@@ -109,7 +109,9 @@ def serve() -> None:
                 raise InputError(f"{source}: no such file or folder")
             if "target" in request:
                 options = from_plain(ConversionOptions, request["options"])
-                answer["done"] = _convert(source, Path(request["target"]), options)
+                notes: list[Note] = []
+                sentence = _convert(source, Path(request["target"]), options, notes)
+                answer["done"] = "\n".join([sentence, *map(str, notes)])
             else:
                 lines, header = describe(source)
                 if header is not None:  # Only the voxels tell the type that they become.
@@ -128,10 +130,11 @@ def serve() -> None:
 
 
 @keeping_inputs()
-def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
+def _convert(source: Path, target: Path, options: ConversionOptions, notes: list[Note]) -> str:
     """Convert a series or a segmentation to another format, or a label map to a segmentation.
 
-    A segmentation becomes a label map on the grid of a series, or the masks of its segments.
+    A segmentation becomes a label map on the grid of a series, or in a folder a mask of each
+    segment, which may overlap. Return a sentence; `notes` gets those on the input.
     """
     from crfrefine.io import dicom
 
@@ -141,42 +144,32 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
             add_inputs(*files)
     if not is_dicom(source):
         check_output(target)
-        return _write_segmentation(source, target, options)
+        return _write_segmentation(source, target, options, notes)
     if not suffix_of(target) and source.is_file():
-        return _write_segments(source, target, options)
+        refuse_map(source, options, "masks")
+        targets = files_of_segments(target, dicom.list_segments(source), options)
+        masks = dicom.read_segments(source, options.like, options.series)
+        for file, mask in zip(targets, masks, strict=True):
+            write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
+            notes[:] = mask.header.notes
+        return sentence_on_segments(source, target, len(targets))
     require_suffix(target, WRITTEN_SUFFIXES)
     check_output(target)
 
     volume = dicom.read(source, options.like, options.series)
     header = volume.header
-    notes = [*header.notes]
+    notes += header.notes
     if header.format == dicom.SEGMENTATION:
         labels, found = map_labels(volume.data, options.mapping)
         notes += notes_on_values(options.mapping, found, "no voxel")
-        sentence = write_labels(labels, header, target, header, options)
-    else:
-        refuse_map(source, options, "an image")
-        stored = volume.data.T[np.newaxis]
-        sentence = write_image(stored, header, target, header, options)
-    return "\n".join([sentence, *map(str, notes)])
+        return write_labels(labels, header, target, header, options)
+    refuse_map(source, options, "an image")
+    return write_image(volume.data.T[np.newaxis], header, target, header, options)
 
 
-def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
-    """Write each segment of a segmentation, which may overlap, to a file in a folder."""
-    from crfrefine.io import dicom
-
-    refuse_map(source, options, "masks")
-    files = files_of_segments(folder, dicom.list_segments(source), options)
-    notes: tuple[Note, ...] = ()
-    masks = dicom.read_segments(source, options.like, options.series)
-    for file, mask in zip(files, masks, strict=True):
-        write_label_map(file, mask.data, mask.header, segments=mask.header.segments)
-        notes = mask.header.notes
-    sentence = sentence_on_segments(source, folder, len(files))
-    return "\n".join([sentence, *map(str, notes)])
-
-
-def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
+def _write_segmentation(
+    source: Path, target: Path, options: ConversionOptions, notes: list[Note]
+) -> str:
     """Convert a label map to a segmentation of the series `like`."""
     from crfrefine.io import dicom
 
@@ -186,7 +179,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     grid = series.header
     placed = placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")
-    notes = [*grid.notes]
+    notes += grid.notes
     labels = labels_on(grid, placed, options, notes)
     segments = segments_in(header, options.mapping)
     from crfrefine.io.dicom.writing import write
@@ -200,7 +193,5 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
         series_number=options.series_number,
         series_description=options.series_description,
     )
-    sentence = (
-        f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {grid.path}"
-    )
-    return "\n".join([sentence, *map(str, notes)])
+    source_text = describe_source(header, "label map")
+    return f"{source_text} -> {target}: DICOM segmentation of {grid.path}"

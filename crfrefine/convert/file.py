@@ -18,13 +18,13 @@ from crfrefine.base.notes import Note
 from crfrefine.base.text import counted, text_of_sizes
 from crfrefine.cases.content import is_label_map
 from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
-from crfrefine.cases.frame import OF_FRAME, FrameCheck, find_frame, for_archive, in_frame
+from crfrefine.cases.frame import FrameCheck, for_archive
 from crfrefine.cases.label_input import read_mapped
 from crfrefine.cases.network_output import kind_of_channels, take_logits
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.convert.options import ConversionOptions
-from crfrefine.convert.placing import grid_to_write, with_axes, with_geometry_of
+from crfrefine.convert.placing import grid_to_write, with_place
 from crfrefine.errors import InputError
 from crfrefine.io.formats import FORMAT_OF_NAME, LABELS_SUFFIXES
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_dicom, require_suffix, suffix_of
@@ -33,8 +33,12 @@ from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segments, VolumeHeader, map_segments, named_segments
 from crfrefine.io.writing import check_replaceable, check_writable
 
-# Words for other content where --map expects a label map.
-_FOUND = {"scores": "logits or probabilities", "image": "an image (--as labels takes it for one)"}
+# Words for the content of a file where options expect another one.
+_FOUND = {
+    "labels": "a label map",
+    "scores": "logits or probabilities",
+    "image": "an image (--as labels takes it for one)",
+}
 
 
 @keeping_inputs()
@@ -44,7 +48,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     Images and channels keep their values and their type, label maps get the smallest type. With
     `options.to`, logits become probabilities or labels; sigmoid channels of regions in a
     `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. For
-    DICOM see `runs.tools.dicom`.
+    DICOM see `convert/dicom.py`.
     Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
     require_suffix(target)
@@ -57,18 +61,21 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if options.like is not None:
         like = io.read_header(options.like, io.VOLUME_SUFFIXES)
     notes: list[Note] = []
-    header, compared = _with_place(header, like, options, notes)
-    if options.axes is not None:
-        like = None  # The array has its own grid.
+    header, like, compared = with_place(header, like, options, notes)
     placed = io.placed_on(header, like)
     if placed.turning is not None:
         notes.append(placed.turning)
     regions = find_regions(None, read_descriptions([source]), options.channel_labels)
 
     content = _content_of(header, target, options, regions)
-    if content in _FOUND:
+    if content != "labels":
         refuse_map(source, options, _FOUND[content])
-    _refuse_options_of_channels(source, options, content)
+    given = _given({"--scale": options.scale, "--channel-labels": options.channel_labels})
+    if given and content != "scores":
+        raise InputError(
+            f"{source}: {given}: expected logits or probabilities, which --as logits says; found "
+            f"{_FOUND[content]}"
+        )
     if content != "scores" or options.to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
     grid = grid_to_write(placed, like, target, is_filled=content == "labels")
@@ -90,24 +97,9 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     return "\n".join([sentence, *map(str, notes)])
 
 
-def _with_place(
-    header: VolumeHeader, like: VolumeHeader | None, options: ConversionOptions, notes: list[Note]
-) -> tuple[VolumeHeader, VolumeHeader | None]:
-    """Return the header of a file in the place that options or, for an array, plans give it.
-
-    With it comes the label map with which an array over the image `like` is to be compared, if
-    there is one, unless the user says its axes.
-    """
-    if options.same_voxels:
-        header = with_geometry_of(header, like, notes)
-    if options.axes is not None:
-        return with_axes(header, like, options.axes, options.align, notes), None
-    if like is None or header.affine is not None:
-        return header, None
-    grid, note, compared = find_frame(header.path, like)
-    header = in_frame(header, grid, note, like)
-    notes += [note for note in header.notes if note.kind in OF_FRAME]
-    return header, compared
+def _given(options: Mapping[str, object]) -> str:
+    """Return the names of the options that have a value, as part of a sentence."""
+    return " and ".join(name for name, value in options.items() if value is not None)
 
 
 def check_options(source: Path, target: Path, options: ConversionOptions) -> None:
@@ -135,9 +127,9 @@ def check_options(source: Path, target: Path, options: ConversionOptions) -> Non
             "DICOM says itself what it holds, an image or a label map, and where; convert to a "
             "file such as NAME.nii.gz first, or"
         )
-    given = [name for name, value in wrong.items() if value is not None]
+    given = _given(wrong)
     if given:
-        raise InputError(f"{source}, {target}: {reason} leave {' and '.join(given)} out")
+        raise InputError(f"{source}, {target}: {reason} leave {given} out")
     if options.axes is not None and holds_scores_alone(target):
         raise InputError(
             f"{target}: .npz and .npy hold no place; name a file such as NAME.nii.gz, or leave "
@@ -151,20 +143,6 @@ def refuse_map(source: Path, options: ConversionOptions, found: str) -> None:
         raise InputError(
             f"{source}: --map gives the values of a label map new labels; found {found}; leave "
             "--map out"
-        )
-
-
-def _refuse_options_of_channels(source: Path, options: ConversionOptions, content: str) -> None:
-    """Raise InputError for options that only logits and probabilities have."""
-    given = []
-    if options.scale is not None:
-        given.append("--scale")
-    if options.channel_labels is not None:
-        given.append("--channel-labels")
-    if given and content != "scores":
-        raise InputError(
-            f"{source}: {' and '.join(given)}: expected logits or probabilities, which --as logits "
-            f"says; found {_FOUND.get(content, 'a label map')}"
         )
 
 
@@ -303,14 +281,13 @@ def _convert_channels(
     sentence = f"{describe_source(header, counted(len(values), word))} -> {target}"
     if to == "labels":
         segments: Segments = ()
+        channel_labels = None
         if scheme is None:
             segments = segments_in(header, {})
+            channel_labels = regions.labels_of_channels(len(values))
         else:
             take_logits(values, kind, scheme)
         labels = decode(reverse_grid(values), scheme).reshape(grid.grid_shape)
-        channel_labels = None
-        if scheme is None:
-            channel_labels = regions.labels_of_channels(len(values))
         if channel_labels is not None:
             labels = renumber(labels, channel_labels)
         io.write_label_map(target, labels, grid, segments=segments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from crfrefine.base.failures import Failure, failing_alone
@@ -13,7 +13,7 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.conventions import IMAGE
 from crfrefine.cases.listing import find_matches
 from crfrefine.cases.pattern_advice import describe_found
-from crfrefine.cases.patterns import PARTS, check_pattern, fill, names_part
+from crfrefine.cases.patterns import PARTS, Match, check_pattern, fill, names_part
 from crfrefine.cases.proposals import advise
 from crfrefine.convert.file import convert_file
 from crfrefine.convert.options import ConversionOptions
@@ -23,28 +23,43 @@ from crfrefine.io.paths import add_volumes, is_pattern, require_suffix, stem_of,
 from crfrefine.io.writing import check_writable
 
 
-@dataclass
 class Conversion:
     """A file to convert, and its outcome."""
 
-    source: Path
-    target: Path
-    like: Path | None  # the image whose geometry the target gets, if there is one
-    sentence: str = ""  # on the read and the written file
+    sentence = ""  # on the read and the written file
     failure: Failure | None = None
+
+    def __init__(self, match: Match, target: Path, options: ConversionOptions) -> None:
+        """Find the file to write, in a folder or by a pattern, and the image of a pattern."""
+        self.match = match
+        self.source = match.path
+        if is_pattern(target):
+            self.target = fill(target, match)
+        else:
+            self.target = target / f"{stem_of(match.path)}{options.suffix}"
+        image = options.like
+        if image is not None and is_pattern(image):
+            image = fill(image, match)
+        self._options = replace(options, like=image)
 
     def fail(self, failure: Failure) -> None:
         """Mark the file as failed."""
         self.failure = failure
 
+    def run(self, first: Path) -> None:
+        """Convert the file, unless another one, the `first`, becomes the same."""
+        with failing_alone(self.fail, self.source):
+            if first != self.source:
+                raise InputError(
+                    f"{self.source}: would become {self.target}, as {first.name} does; rename one"
+                )
+            self.sentence = convert_file(self.source, self.target, self._options)
 
-def _plan_folder(
-    source: Path, target: Path, options: ConversionOptions
-) -> tuple[list[Conversion], str]:
+
+def _plan_folder(source: Path, target: Path, options: ConversionOptions) -> list[Conversion]:
     """Return the conversions of the volumes of a folder or pattern, sorted by name.
 
-    With them comes how many cases a pattern has; "" for a folder. Raises InputError if there are no
-    volumes, or if the outputs have no folder or no suffix.
+    Raises InputError if there are no volumes, or if the outputs have no folder or no suffix.
     """
     pattern = source / IMAGE
     what = "a folder"
@@ -72,18 +87,7 @@ def _plan_folder(
         )
     if not files:
         raise InputError(f"{source}: holds no volumes{advise(source)}")
-    plan = []
-    for match in files:
-        becomes = target / f"{stem_of(match.path)}{suffix}"
-        if is_pattern(target):
-            becomes = fill(target, match)
-        image = options.like
-        if image is not None and is_pattern(image):
-            image = fill(image, match)
-        plan.append(Conversion(match.path, becomes, image))
-    if is_pattern(source):
-        return plan, describe_found(source, files)
-    return plan, ""
+    return [Conversion(match, target, options) for match in files]
 
 
 ConversionObserver = Observer[Sequence[Conversion], Conversion]
@@ -99,9 +103,9 @@ def convert_folder(
 
     Of two files that become one, the second of a folder fails; of a pattern, nothing is converted.
     """
-    plan, found = _plan_folder(source, target, options)
+    plan = _plan_folder(source, target, options)
     sources = {one.target: one.source for one in reversed(plan)}  # the first of each target
-    if found:
+    if is_pattern(source):
         for one in plan:
             if sources[one.target] != one.source:
                 parts = [f"{{{part}}}" for part in PARTS if names_part(source, part)]
@@ -112,7 +116,7 @@ def convert_folder(
                     f"{' and '.join(parts)}, and leave out other files of the input with a "
                     "narrower pattern."
                 )
-        observer.cases_found(found)
+        observer.cases_found(describe_found(source, [one.match for one in plan]))
     observer.run_started(plan)
     ended = []
     with keeping_inputs():
@@ -120,13 +124,7 @@ def convert_folder(
             add_volumes(one.source)
             check_writable(one.target.parent)
         for one in plan:
-            first = sources[one.target]
-            with failing_alone(one.fail, one.source):
-                if first != one.source:
-                    raise InputError(
-                        f"{one.source}: would become {one.target}, as {first.name} does; rename one"
-                    )
-                one.sentence = convert_file(one.source, one.target, replace(options, like=one.like))
+            one.run(sources[one.target])
             ended.append(one)
             observer.case_ended(one)
             if one.failure is not None and one.failure.kind == StorageError.__name__:

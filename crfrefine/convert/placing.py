@@ -11,42 +11,61 @@ from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import describe_grid, orientation_codes, same_grid, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten, text_of_sizes
+from crfrefine.cases.frame import OF_FRAME, find_frame, in_frame
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.convert.options import ConversionOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.formats import FORMAT_OF_SUFFIX
 from crfrefine.io.paths import holds_scores_alone, suffix_of
 from crfrefine.io.volume import VolumeHeader
 
 
-def with_geometry_of(
-    header: VolumeHeader, like: VolumeHeader | None, notes: list[Note]
-) -> VolumeHeader:
-    """Return the header of a file whose voxels are those of an image; `notes` gets a sentence.
+def with_place(
+    header: VolumeHeader, like: VolumeHeader | None, options: ConversionOptions, notes: list[Note]
+) -> tuple[VolumeHeader, VolumeHeader | None, VolumeHeader | None]:
+    """Return the header of a file in the place that options or, for an array, plans give it.
 
-    Raises GridMismatchError for another number of voxels.
+    With it come the image whose grid the file gets, if any, and the label map with which an array
+    over that image is to be compared, if there is one. `notes` gets sentences on the place. Raises
+    GridMismatchError for --same-voxels with another number of voxels.
     """
-    like = _require_image(header, like, "--same-voxels")
-    if not same_grid(header.grid_shape, None, like.grid_shape, None):
-        raise GridMismatchError(
-            f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
-            f"{like.difference_from(header)}"
+    if like is None:
+        if options.same_voxels or options.axes is not None:
+            option = "--same-voxels" if options.same_voxels else "--axes"
+            raise InputError(
+                f"{header.path}: {option} refers to an image: name it with --like IMAGE"
+            )
+        return header, None, None
+    if options.same_voxels:
+        if not same_grid(header.grid_shape, None, like.grid_shape, None):
+            raise GridMismatchError(
+                f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
+                f"{like.difference_from(header)}"
+            )
+        notes.append(NoteKind.SAME_VOXELS(header.path.name, image=like.path.name))
+        affine, spacing = like.geometry()
+        header = replace(
+            header,
+            grid_shape=like.grid_shape,
+            affine=affine,
+            spacing=spacing,
+            qform=None,
+            template=None,
         )
-    notes.append(NoteKind.SAME_VOXELS(header.path.name, image=like.path.name))
-    affine, spacing = like.geometry()
-    return replace(
-        header,
-        grid_shape=like.grid_shape,
-        affine=affine,
-        spacing=spacing,
-        qform=None,
-        template=None,
-    )
+    if options.axes is not None:  # The array has its own grid.
+        return with_axes(header, like, options.axes, options.align, notes), None, None
+    compared = None
+    if header.affine is None:
+        grid, note, compared = find_frame(header.path, like)
+        header = in_frame(header, grid, note, like)
+        notes += [note for note in header.notes if note.kind in OF_FRAME]
+    return header, like, compared
 
 
 def with_axes(
     header: VolumeHeader,
-    like: VolumeHeader | None,
+    like: VolumeHeader,
     axes: str,
     align: str | None,
     notes: list[Note],
@@ -56,7 +75,6 @@ def with_axes(
     If its sizes are others, `align` names the common part with the image: the places of the
     first and last voxels ("centers"), or the field of view ("edges"); `notes` gets a sentence.
     """
-    like = _require_image(header, like, "--axes")
     if header.affine is not None:
         raise InputError(
             f"{header.path}: --axes is for arrays without geometry, .npz and .npy; leave it out, "
@@ -102,12 +120,6 @@ def with_axes(
         file = header.path.name
         notes.append(NoteKind.PLACED_ARRAY(file, grid=grid, common=common, image=like.path.name))
     return replace(header, affine=placed, spacing=spacing_of(placed, len(shape)))
-
-
-def _require_image(header: VolumeHeader, like: VolumeHeader | None, option: str) -> VolumeHeader:
-    if like is None:
-        raise InputError(f"{header.path}: {option} refers to an image: name it with --like IMAGE")
-    return like
 
 
 def grid_to_write(
