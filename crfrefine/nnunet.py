@@ -23,7 +23,7 @@ from crfrefine.base.array_types import Bool
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.label_options import CUBIC, INTERPOLATIONS, LINEAR
-from crfrefine.base.limits import available_threads, check_threads, memory_limit
+from crfrefine.base.limits import available_threads, check_threads, memory_left
 from crfrefine.base.notices import warn
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_case_headers
@@ -145,7 +145,7 @@ def export_prediction(
         parameters=model,
         mask=mask,
         backend=get_backend("cpu"),
-        context=RunContext(threads, progress, memory_limit(max_memory).left),
+        context=RunContext(threads, progress, memory_left(max_memory)),
     )
     result = replace(result, notes=(*notes, *result.notes))
     io.write_label_map(output, result.label_map, first, threads=threads or available_threads())

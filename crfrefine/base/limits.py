@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,7 +156,7 @@ def run_ahead(items: Generator[T]) -> Generator[T]:
 # ---- Memory
 
 OPTION = "--max-memory"
-SMALL = 1 << 24  # bytes of an array up to which the memory limit is not looked up
+SMALL = 1 << 24  # bytes up to which the memory limit is not looked up
 PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
 REFINING_PROCESS = 96 << 20  # bytes of the program once it refines: all libraries, threads, buffers
 RUN_BYTES = 14  # per voxel and label of a run on all labels: refined logits, marginals and messages
@@ -166,15 +165,6 @@ _SIZE = re.compile(
     r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?",
     re.ASCII | re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class MemoryLimit:
-    """The memory that this process may take, including its present memory."""
-
-    bytes: int  # the limit
-    source: str  # where it comes from, a phrase for messages
-    left: int = field(default=0, compare=False)  # bytes that the process may still take
 
 
 def parse_size(text: str) -> int:
@@ -210,12 +200,13 @@ def format_size(size: float) -> str:
     return counted(int(size), "byte")
 
 
-def memory_limit(max_memory: int | None = None) -> MemoryLimit:
-    """Return the memory that this process may take.
+def memory_limit(max_memory: int | None = None) -> tuple[int, str]:
+    """Return the bytes that this process may take, and where the limit comes from, for messages.
 
-    It is the smallest of the user's limit, `max_memory`, its control groups' and the machine's. The
-    machine's is its free memory plus that of this process, less a reserve for everything else: a
-    twentieth of all memory, at most 1 GiB. Swap space does not count: a run that swaps never ends.
+    Its present memory is among them. The limit is the smallest of the user's, `max_memory`, its
+    control groups' and the machine's. The machine's is its free memory plus that of this process,
+    less a reserve for everything else: a twentieth of all memory, at most 1 GiB. Swap space does
+    not count: a run that swaps never ends.
     """
     import psutil
 
@@ -227,31 +218,41 @@ def memory_limit(max_memory: int | None = None) -> MemoryLimit:
 
     limits = []
     if max_memory is not None:
-        limits.append(MemoryLimit(max_memory, OPTION))
-    limits.append(MemoryLimit(int(available), "the memory available on this machine"))
+        limits.append((max_memory, OPTION))
+    limits.append((int(available), "the memory available on this machine"))
     for size, *_ in group_numbers("memory.max"):
-        limits.append(MemoryLimit(size, "the control group (cgroup) of this process"))
-    smallest = min(limits, key=lambda limit: limit.bytes)
-    return replace(smallest, left=max(0, smallest.bytes - process.rss))
+        limits.append((size, "the control group (cgroup) of this process"))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def memory_left(max_memory: int | None = None) -> int:
+    """Return the bytes that this process may take beyond its present memory."""
+    import psutil
+
+    limit, _ = memory_limit(max_memory)
+    return max(0, limit - psutil.Process().memory_info().rss)
 
 
 def require_memory(
-    needed: int, subject: str, limit: MemoryLimit, details: Sequence[str] = ()
+    needed: int, subject: str, max_memory: int | None = None, details: Sequence[str] = ()
 ) -> None:
-    """Raise CapacityError if more memory is needed than allowed.
+    """Raise CapacityError if more memory is needed than allowed; SMALL bytes always are.
 
     The error starts with the subject and its verb, such as "a.nii: its voxels take"; lines of
     details come before the advice.
     """
-    if needed <= limit.bytes:
+    if needed <= SMALL:
+        return
+    limit, source = memory_limit(max_memory)
+    if needed <= limit:
         return
     lines = "".join(f"{line}\n  " for line in details)
     remedy = "use a machine or a job with more memory"
-    if limit.source == OPTION:
+    if source == OPTION:
         remedy = "raise it"
     raise CapacityError(
         f"{subject} {format_size(needed)} of memory, "
-        f"more than the {format_size(limit.bytes)} of {limit.source}\n  {lines}"
+        f"more than the {format_size(limit)} of {source}\n  {lines}"
         f"Crop the volume, or {remedy}; "
         "if the volume is not that large, the header is damaged: export the file again."
     )

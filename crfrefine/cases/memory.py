@@ -46,21 +46,20 @@ def require_memory_for(
     )
     if not is_streamed and with_labels and headers.labels is not None:
         needed += _FLOAT * headers.labels.num_voxels
-    limit = memory_limit(options.max_memory)
-    if needed > limit.bytes:
-        network = headers.network
-        how = "read as float32"
-        if is_streamed:
-            how = "without the logits, which are streamed"
-        labels = f"{network.num_labels} labels"
-        if network.is_label_map:
-            labels = "a label map"
-        lines = []
-        contents = (f"{headers.num_modalities} modalities", labels)
-        for header, content in zip((headers.image, network.first), contents, strict=True):
-            size = text_of_sizes(header.grid_shape)
-            lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
-        require_memory(needed, f"the program and its files, {how}, take", limit, lines)
+    network = headers.network
+    how = "read as float32"
+    if is_streamed:
+        how = "without the logits, which are streamed"
+    labels = f"{network.num_labels} labels"
+    if network.is_label_map:
+        labels = "a label map"
+    lines = []
+    contents = (f"{headers.num_modalities} modalities", labels)
+    for header, content in zip((headers.image, network.first), contents, strict=True):
+        size = text_of_sizes(header.grid_shape)
+        lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
+    subject = f"the program and its files, {how}, take"
+    require_memory(needed, subject, options.max_memory, lines)
     return to_refine, of_input
 
 
@@ -84,12 +83,12 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
     is_interpolated = not network.is_on_grid
     if is_interpolated and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
         return False
-    limit = memory_limit(options.max_memory)
-    largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+    limit, _ = memory_limit(options.max_memory)
+    largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)
     num_voxels = max(first.num_voxels, file.num_voxels)
     of_logits = _FLOAT * network.num_labels * num_voxels
     _, to_refine, _ = bytes_of_case(headers)
-    return of_logits >= largest or PROCESS + to_refine > limit.bytes
+    return of_logits >= largest or PROCESS + to_refine > limit
 
 
 def bytes_of_case(

@@ -10,7 +10,7 @@ import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
 from crfrefine.arrays.resampling import count_outside, nearest, resample_logits
-from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.base.limits import require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import text_of_sizes
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
@@ -98,11 +98,9 @@ class WorkGrid:
                     outside=outside,
                 )
             )
-        size = values.itemsize * grid_map.num_voxels
-        if size > SMALL:
-            takes = verb_for(what, "takes", "take")
-            message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
-            require_memory(size, message, memory_limit())
+        takes = verb_for(what, "takes", "take")
+        message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
+        require_memory(values.itemsize * grid_map.num_voxels, message)
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(

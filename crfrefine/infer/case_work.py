@@ -141,7 +141,7 @@ class CaseWork:
         case = self._case
         strokes = read_strokes(options, case, self._reading.declared)
         # How a case is refined depends on it and on the limit, not on what other cases leave.
-        limit = memory_limit(options.max_memory).bytes
+        limit, _ = memory_limit(options.max_memory)
         context = RunContext(
             in_flight.share_of_threads(),
             in_flight.enter_stage,

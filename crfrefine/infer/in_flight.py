@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from crfrefine.base.limits import available_threads, memory_limit, thread_pool
+from crfrefine.base.limits import available_threads, memory_left, thread_pool
 from crfrefine.base.notes import NoteKind
 from crfrefine.errors import DeviceLostError
 from crfrefine.infer.options import InferenceOptions
@@ -193,7 +193,7 @@ class CasesInFlight:
             num_jobs = 1
         self.num_jobs = max(1, min(num_jobs, len(tasks)))
         self.changed = threading.Condition()
-        self.max_bytes = memory_limit(options.max_memory).left  # of memory, for all cases
+        self.max_bytes = memory_left(options.max_memory)  # of memory, for all cases
         self.num_bytes_taken = 0
         self.num_free_places = self.num_jobs
         self.num_unfinished = len(tasks)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from crfrefine.base.limits import memory_limit
+from crfrefine.base.limits import memory_left
 from crfrefine.base.text import shorten
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import nrrd, reading
@@ -211,7 +211,7 @@ def _convert(
     if source is not None:
         files.append(source.fileno())
         place = f"/dev/fd/{source.fileno()}"
-    memory = max(memory_limit().left, _MIN_MEMORY)
+    memory = max(memory_left(), _MIN_MEMORY)
     limits = [str(os.getpid()), str(memory)]
     conversion = [place, _READERS[name], str(target.fileno())]
     command = [sys.executable, "-P", "-c", _CONVERT, *limits, *conversion]

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from crfrefine.base.array_types import Array, Shape
-from crfrefine.base.limits import SMALL, memory_limit, require_memory
+from crfrefine.base.limits import require_memory
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 
@@ -401,6 +401,5 @@ class Decoder:
 def allocate_array(shape: Shape, path: Path, dtype: np.dtype[Any] = FLOAT32) -> Array:
     """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
-    if size > SMALL:
-        require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
+    require_memory(size, f"{path}: its voxels, read as {dtype.name}, take")
     return np.empty(shape, dtype)

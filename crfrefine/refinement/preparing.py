@@ -20,7 +20,7 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Float32
-from crfrefine.base.limits import memory_limit, require_memory
+from crfrefine.base.limits import require_memory
 from crfrefine.engines.results import label_map
 from crfrefine.refinement.given import (
     CaseToRefine,
@@ -89,7 +89,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
             "The CPU does without them where mean_field.label_threshold is above 0 and "
             "volume.weight is 0."
         )
-        require_memory(4 * num_channels * numbers.size, what, memory_limit(), [remedy])
+        require_memory(4 * num_channels * numbers.size, what, details=[remedy])
     logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
     if takes_part_nearby and sigma is None:
         reach = model.kernels.reach(case.image.spacing, numbers.shape)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from crfrefine.arrays.region_scheme import decode
-from crfrefine.base.limits import memory_limit
+from crfrefine.base.limits import memory_left
 from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import InputError
@@ -65,7 +65,7 @@ def read_material(
     num_voxels = max(crop.mask.size for crop in crops)
     bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * cases.sizes[0] + FLOATS_OF_KERNELS)
     # So many passes over the largest crop fit into the memory that is left.
-    workers.limit(memory_limit().left // (bytes_per_voxel * num_voxels))
+    workers.limit(memory_left() // (bytes_per_voxel * num_voxels))
 
     spacings = np.array([crop.spacing for crop in crops])
     spacing = np.median(spacings, axis=0).tolist()

@@ -272,7 +272,7 @@ class CaseRefiner:
         """
         case = self.case
         # As in `infer`, the limit and the case decide how it is refined.
-        limit = memory_limit(self._inputs.max_memory).bytes
+        limit, _ = memory_limit(self._inputs.max_memory)
         num_bytes = limit - REFINING_PROCESS - case.input_bytes
         return refine_network(
             case.network,

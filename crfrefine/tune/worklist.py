@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from crfrefine.base.limits import memory_limit
+from crfrefine.base.limits import memory_left
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.memory import bytes_of_case
 from crfrefine.errors import CrfRefineError, InputError
@@ -208,7 +208,7 @@ class Worklist:
         files = self._inputs.cases[number]
         headers = read_case_headers(files, replace(self._inputs.reading, mask_mode="none"))
         _, needed, _ = bytes_of_case(headers)
-        if needed > memory_limit(self.kept.options.inputs.max_memory).left:
+        if needed > memory_left(self.kept.options.inputs.max_memory):
             return None
         return self.kept.read(number)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from crfrefine.base import limits
 from crfrefine.base.limits import (
-    MemoryLimit,
     available_threads,
     format_size,
+    memory_left,
     memory_limit,
     parse_size,
 )
@@ -80,15 +80,15 @@ def groups(control_group, monkeypatch):
 def test_the_smallest_limit_counts(groups):
     """The machine's is what is available without a reserve, and what this process has, 1 GiB."""
     machine = 12 * GIB - 16 * GIB // 20 + GIB
-    assert memory_limit() == MemoryLimit(machine, "the memory available on this machine")
-    assert memory_limit().left == machine - GIB
-    assert memory_limit(2 * GIB) == MemoryLimit(2 * GIB, "--max-memory")
+    assert memory_limit() == (machine, "the memory available on this machine")
+    assert memory_left() == machine - GIB
+    assert memory_limit(2 * GIB) == (2 * GIB, "--max-memory")
     (groups / "memory.max").write_text(f"{9 * GIB}\n", encoding="ascii")
     (groups.parent / "memory.max").write_text(f"{8 * GIB}\n", encoding="ascii")
-    assert memory_limit() == MemoryLimit(8 * GIB, "the control group (cgroup) of this process")
+    assert memory_limit() == (8 * GIB, "the control group (cgroup) of this process")
     for folder in (groups, groups.parent):
         (folder / "memory.max").write_text("max\n", encoding="ascii")
-    assert memory_limit().source == "the memory available on this machine"
+    assert memory_limit()[1] == "the memory available on this machine"
 
 
 def test_affinity_and_quota_limit_the_threads(groups, monkeypatch):
