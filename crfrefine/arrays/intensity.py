@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -138,8 +137,7 @@ def normalize_intensity(
     return result
 
 
-@dataclass(frozen=True)
-class IntensityMap:
+class IntensityMap(NamedTuple):
     """The map of a modality's intensities: (value - offset - shift) * scale."""
 
     shift: float = 0.0  # subtracted in float32

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,8 +85,7 @@ def _occurring(labels: Array) -> tuple[int, ...]:
     return tuple(label for label, count in enumerate(counts) if count)
 
 
-@dataclass(frozen=True)
-class LabelChanges:
+class LabelChanges(NamedTuple):
     """The changes of a label map."""
 
     voxels_changed: int  # voxels whose label differs

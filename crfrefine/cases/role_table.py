@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note
@@ -29,8 +29,7 @@ from crfrefine.io.volume import VolumeHeader
 _DECLARED = "its array has this name"
 
 
-@dataclass(frozen=True)
-class FileRole:
+class FileRole(NamedTuple):
     """The role of a file of a case."""
 
     name: str  # "image", "network's output", "mask", "reference" or "strokes"
@@ -155,7 +154,7 @@ def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) 
         if told:
             shown = f"voxels of a label map, {told[0]}"
         if place < len(roles):
-            roles[place] = replace(roles[place], evidence=f"{roles[place].evidence}, {shown}")
+            roles[place] = roles[place]._replace(evidence=f"{roles[place].evidence}, {shown}")
         modalities += in_file
     if headers.labels is not None:
         path = headers.labels.path
@@ -176,6 +175,6 @@ def check_single(headers: CaseHeaders, roles: list[FileRole]) -> None:
     role = roles[0]
     if modality.evidence:
         shown = f"voxels of a label map, {modality.evidence}"
-        roles[0] = replace(role, name="label map", kind="label map", evidence=shown)
+        roles[0] = role._replace(name="label map", kind="label map", evidence=shown)
     else:
-        roles[0] = replace(role, evidence=f"{role.evidence}, voxels of an image")
+        roles[0] = role._replace(evidence=f"{role.evidence}, voxels of an image")

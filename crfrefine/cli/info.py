@@ -118,7 +118,7 @@ def _inspect_folder(
                 print(for_terminal(indented(problem.traceback)), file=sys.stderr)
     if report.found:
         notes.insert(0, report.found)
-    roles = [{**vars(role), "path": str(role.path)} for role in report.roles]
+    roles = [{**role._asdict(), "path": str(role.path)} for role in report.roles]
     return {"cases": report.cases, "roles": roles, "notes": notes, "problems": messages}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -90,8 +90,7 @@ def _add_any(num_bytes: int) -> None:
     """Let a run add any number of bytes."""
 
 
-@dataclass(frozen=True)
-class RunContext:
+class RunContext(NamedTuple):
     """Limits on threads and memory for a run, and its callback."""
 
     threads: int | None = None  # CPU threads; None means the cores this process may use
@@ -106,8 +105,7 @@ class RunContext:
 NO_CONTEXT = RunContext()
 
 
-@dataclass(frozen=True)
-class MeanFieldReport:
+class MeanFieldReport(NamedTuple):
     """Report of a mean-field run: one object from the engine to the user."""
 
     # Steps taken; 0 if the network is so certain everywhere that no step could change a label.
@@ -158,8 +156,7 @@ class MeanFieldResult(Reported):
     marginals: Float32 | None = None
 
 
-@dataclass(frozen=True)
-class Tape:
+class Tape(NamedTuple):
     """State of a mean-field run, saved for the backward pass."""
 
     # (L, *grid), x of the last step; outside the mask the input divided by the temperature.
@@ -176,8 +173,7 @@ class Tape:
     volume_part: Bool | None = None
 
 
-@dataclass(frozen=True)
-class MeanFieldGradients:
+class MeanFieldGradients(NamedTuple):
     """Gradients of a loss with respect to the inputs of a mean-field run.
 
     Those with respect to bandwidths are zeros unless asked for. Those with respect to

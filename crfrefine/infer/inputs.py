@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.array_types import NamesOfLabels
 from crfrefine.base.notes import NoteKind
@@ -27,8 +27,7 @@ from crfrefine.io import read_header
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_folder, stem_of
 
 
-@dataclass(frozen=True)
-class RunInputs:
+class RunInputs(NamedTuple):
     """The inputs of a run."""
 
     cases: CaseList  # all, those of other parts too, in the order of their names

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.notes import Note, NoteKind
@@ -40,8 +41,7 @@ SECONDS_PER_VALUE = 1e-7
 GPU_START = 2.0
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A case to refine, and how; it can be sent to other machines."""
 
     files: CaseFiles
@@ -192,7 +192,7 @@ class RunPlan:
         """Return the summary of a run, without its cases and their number."""
         options = self.options
         reading = self.inputs.reading
-        limit = memory_limit(options.max_memory)
+        max_memory, max_memory_source = memory_limit(options.max_memory)
         all_cases = {}
         for files, outputs in zip(self.inputs.cases, all_outputs, strict=True):
             label_map = outputs.label_map
@@ -207,8 +207,8 @@ class RunPlan:
         return RunSummary(
             device=device,
             threads=options.threads or available_threads(),
-            max_memory=limit.bytes,
-            max_memory_source=limit.source,
+            max_memory=max_memory,
+            max_memory_source=max_memory_source,
             parameters=options.parameters.to_dict(),
             input_options=replace(reading, channel_labels=channel_labels),
             requested_device=options.device,

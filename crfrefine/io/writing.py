@@ -14,13 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +46,7 @@ from crfrefine.io.volume import PIECE_BYTES, Segment, Segments, VolumeHeader, it
 Planes: TypeAlias = Callable[[int, slice], Array]
 
 
-@dataclass(frozen=True)
-class VoxelsToWrite:
+class VoxelsToWrite(NamedTuple):
     """Voxels to write."""
 
     path: Path  # the file

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -74,7 +73,7 @@ class MeanField(torch.autograd.Function):
             saved += [to_tensor(tape.record), *item.values()]
             refined.append(to_own_tensor(tape.logits).to(item["logits"].device))
         ctx.save_for_backward(*saved)
-        ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
+        ctx.tapes = [tape._replace(logits=_NOTHING, record=_NOTHING) for tape in tapes]
         return tuple(refined)
 
     @staticmethod
@@ -98,7 +97,7 @@ class MeanField(torch.autograd.Function):
                     goes_to_cpu = True
             kernels, _ = ctx.items[number]
             return kernels.backward(
-                replace(ctx.tapes[number], record=to_array(record)),
+                ctx.tapes[number]._replace(record=to_array(record)),
                 to_array(logits),
                 to_array(grads[number]),
                 wants_theta=wants["theta"],

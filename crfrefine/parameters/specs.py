@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crfrefine.base.numerics import RADIUS_MARGIN
 from crfrefine.errors import ConfigError
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 VOLUME_STRENGTH = 10.0
 
 
-@dataclass(frozen=True)
-class KernelSpec:
+class KernelSpec(NamedTuple):
     """A kernel of position, or of position and intensity."""
 
     kind: str  # the name of its table in a parameter file

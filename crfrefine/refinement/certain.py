@@ -6,8 +6,7 @@ outside the mask, also there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}
 
 
-@dataclass(frozen=True, eq=False)
-class CertainVoxels:
+class CertainVoxels(NamedTuple):
     """The certain voxels of a case, in storage order."""
 
     unseen: Bool | None  # (*grid), True where the network saw nothing; None means nowhere

@@ -168,7 +168,7 @@ def _model_of(
         model = parameters.resolve(*sizes)
     kernels = []
     for kernel in model.kernels.kernels:
-        kernels.append(replace(kernel, theta_position=order.along(kernel.theta_position)))
+        kernels.append(kernel._replace(theta_position=order.along(kernel.theta_position)))
     kernel_set = replace(model.kernels, kernels=tuple(kernels))
     if network.network_spacing is not None:
         steps = cast("tuple[float, ...]", network.network_spacing)

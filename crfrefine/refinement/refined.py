@@ -5,7 +5,6 @@ They are given as planes of a label, and as arrays when these are asked for.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -89,7 +88,7 @@ class RefinedChannels:
             settled = -float(prepared.largest_sums[~sets.active].sum())
             of_steps = outcome.report.energy if sets.num_entries else (0.0,)
             energy = tuple(value + settled for value in of_steps)
-            self.report = replace(outcome.report, energy=energy)
+            self.report = outcome.report._replace(energy=energy)
         else:
             self.computed = outcome.logits
             self._mask = None

@@ -27,10 +27,8 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import CaseToRefine, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.opening import open_case
 from crfrefine.refinement.preparing import prepare
-from crfrefine.refinement.protecting import keep_cores
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.tiles.slabs import solve
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -117,7 +115,9 @@ def run_mean_field(prepared: Prepared, case: CaseToRefine) -> RefinedChannels:
         if len(prepared.logits):
             # Logits in memory were checked to fit before they were read; tiles take little beside
             # them, and slabs would change the result.
-            context = replace(context, num_bytes=None, take=NO_CONTEXT.take)
+            context = context._replace(num_bytes=None, take=NO_CONTEXT.take)
+        from crfrefine.refinement.tiles.slabs import solve
+
         sets, outcome = solve(prepared.problem, context)
     else:
         values = prepared.logits
@@ -169,6 +169,8 @@ def _result_of(
     if rules != PostprocessParameters():
         cleaned = clean(cleaned.label_map, rules, spacing)
     if rules.protects:
+        from crfrefine.refinement.protecting import keep_cores
+
         cleaned = keep_cores(cleaned, labels, network_labels, prepared, case)
     label_map = cleaned.label_map
     if case.strokes is not None:

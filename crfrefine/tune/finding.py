@@ -43,7 +43,7 @@ def find_cases_to_show(options: TuneOptions) -> RunInputs:
             raise InputError(f"{options.labels}: no labels of any of the {number}{hint}")
         for description in read_descriptions([options.labels], []):
             names = description.label_names
-            inputs = replace(inputs, reading=replace(inputs.reading, reference_names=names))
+            inputs = inputs._replace(reading=replace(inputs.reading, reference_names=names))
     return inputs
 
 

@@ -24,7 +24,7 @@ import crfrefine
 from crfrefine.demo.phantom import make_phantom
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.info.folders import inspect_folder
-from crfrefine.refinement.tiles import planning
+from crfrefine.refinement.tiles import streaming
 from crfrefine.train.dataset import read_labeled
 from crfrefine.tune.options import TuneOptions
 
@@ -260,13 +260,13 @@ def test_streamed_channels_without_a_background_are_as_with_one(
     dense = outputs(image, without, *model, *options)
     assert_same(dense, outputs(image, whole, *model))
     seen = []
-    survey = planning.survey_stream
+    survey = streaming.survey_stream
 
     def count(*arguments, **more):
         seen.append("streamed")
         return survey(*arguments, **more)
 
-    monkeypatch.setattr("crfrefine.refinement.tiles.planning.survey_stream", count)
+    monkeypatch.setattr("crfrefine.refinement.tiles.streaming.survey_stream", count)
     monkeypatch.setattr("crfrefine.refinement.tiles.interpolated.survey_stream", count)
     set_streaming(monkeypatch)
     found = outputs(image, without, *model, *options)

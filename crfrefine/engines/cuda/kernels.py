@@ -171,7 +171,7 @@ class CudaKernels:
             by_image = gradients.image
             if by_image is not None:
                 by_image = self._stream.like(by_image, logits)
-            return replace(gradients, logits=by_logits, image=by_image)
+            return gradients._replace(logits=by_logits, image=by_image)
 
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:

@@ -131,7 +131,7 @@ class TorchKernels:
         with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
             refined, report = self._refine(inputs, self.built, spec, progress)
-        report = replace(report, filters=self.filters)
+        report = report._replace(filters=self.filters)
         timings = {"build": self._seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(refined.cpu().numpy(), report, timings)
 

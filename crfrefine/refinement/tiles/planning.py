@@ -43,7 +43,6 @@ from crfrefine.refinement.tiles.grid import (
     num_rings,
 )
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.streaming import leave_out_unseen, survey_stream
 from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds, settled_bound
 
 # Most voxels of a slab of the output of a coarser network: filters of them take about 2 GiB.
@@ -153,6 +152,8 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     thresholds = find_thresholds(case.parameters.mean_field.label_threshold, case.model)
     source: ChannelSource
     if network.interpolation is None:
+        from crfrefine.refinement.tiles.streaming import leave_out_unseen, survey_stream
+
         grid = TileGrid(network.grid_shape)
         reach = case.model.kernels.reach(case.image.spacing, grid.shape)
         mask = grid.mask(case.image.mask)

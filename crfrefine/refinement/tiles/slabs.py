@@ -99,7 +99,7 @@ def run_slabs(
         progress = of_part(context.progress, number, len(slabs), "slab")
         if progress is not None:
             progress("label sets", 0, 1)
-        of_slab = replace(context, progress=progress)
+        of_slab = context._replace(progress=progress)
         refined, exceeds_in_part = run_tiles(part, of_slab)
 
         target = sets.entries_in(slab)

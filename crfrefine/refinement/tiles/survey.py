@@ -7,8 +7,7 @@ are present.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
-@dataclass(frozen=True, eq=False)
-class Thresholds:
+class Thresholds(NamedTuple):
     """When a label is present in a tile, and when it may matter there.
 
     The thresholds are logarithms of probabilities; -inf means always.
