@@ -7,7 +7,7 @@ see docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-netw
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +91,13 @@ class LabelChanges(NamedTuple):
     voxels_changed: int  # voxels whose label differs
     voxels_before: tuple[int, ...]  # voxels of each label before
     voxels_after: tuple[int, ...]  # voxels of each label after
+
+    def by_label(self) -> Iterator[tuple[int, int, int]]:
+        """Yield each label above 0 that occurs before or after, with its voxels in both."""
+        counts = zip(self.voxels_before, self.voxels_after, strict=True)
+        for label, (before, after) in enumerate(counts):
+            if label and (before or after):
+                yield label, before, after
 
 
 def dilated(mask: Bool, reach: Sequence[int]) -> Bool:

@@ -156,14 +156,18 @@ def load_case(
         if not files.network:
             raise InputError("no logits")
         require_memory_for(headers, options, as_logits=True, with_labels=with_labels)
-        return read_case(headers, options, threads=threads, with_labels=with_labels)
+        case = read_case(headers, options, threads=threads, with_labels=with_labels)
+        if not isinstance(case.network, LabelMapNetwork):
+            return case
+        network, label_logits = logits_of_labels(case.network, case.spacing, case.notes)
+        image = np.asarray(case.image, np.float32)
+        return replace(case, image=image, network=network, label_logits=label_logits)
 
 
 def read_case(
     headers: CaseHeaders,
     options: ReadingOptions,
     *,
-    as_logits: bool = True,
     is_streamed: bool = False,
     threads: int | None = None,
     with_labels: bool = False,
@@ -173,24 +177,19 @@ def read_case(
     Args:
         headers: the headers.
         options: how the files are read.
-        as_logits: a label map also becomes logits, `Case.label_logits`.
         is_streamed: the logits stay in their files.
         threads: number of threads; None means all.
         with_labels: read the reference, if there is one.
 
     """
     threads = threads or available_threads()
-    keeps_logits = not is_streamed and (as_logits or not headers.network.is_label_map)
-    arrays = _FileArrays(headers, options, threads, keeps_logits=keeps_logits)
+    arrays = _FileArrays(headers, options, threads, is_streamed=is_streamed)
     notes = arrays.notes
     modalities = arrays.modalities()
     network, kind = arrays.network()
     if isinstance(network, StreamedNetwork):
         read = watched(network.read, modalities, headers.network.path)
         network = replace(network, read=read)
-    label_logits = None
-    if isinstance(network, LabelMapNetwork) and as_logits:
-        network, label_logits = logits_of_labels(network, headers.spacing, notes)
     mask = arrays.mask()
     grid = WorkGrid(headers.image)
     segments = arrays.segments()
@@ -215,7 +214,6 @@ def read_case(
         notes=notes + headers.notes,
         labels=labels,
         strokes=tuple(strokes),
-        label_logits=label_logits,
         times=arrays.times,
         segments=segments,
         not_nan=arrays.not_nan,
@@ -248,11 +246,11 @@ class _FileArrays:
     not_nan: Bool | None = None  # (*grid), as of `Case`
 
     def __init__(
-        self, headers: CaseHeaders, options: ReadingOptions, threads: int, *, keeps_logits: bool
+        self, headers: CaseHeaders, options: ReadingOptions, threads: int, *, is_streamed: bool
     ) -> None:
         """Read the files, each on one thread, without channels that stay in their files.
 
-        Beside logits in memory (`keeps_logits`), images are float32.
+        Beside channels in memory, images are float32.
         """
         self.headers = headers
         self.options = options
@@ -265,6 +263,7 @@ class _FileArrays:
         self.uncovered = find_uncovered(headers.images)
         self.times: dict[str, float] = {}  # seconds that some of them took
         network = headers.network
+        has_scores = not is_streamed and not network.is_label_map
 
         def read_labels() -> None:
             read = read_structures if headers.files.structures else read_label_map
@@ -280,13 +279,13 @@ class _FileArrays:
         # The job that takes longest comes first: the network's output.
         if network.is_label_map:
             jobs.append(partial(self._take_time, "labels", read_labels))
-        elif keeps_logits:
+        elif has_scores:
             num_computed = int(network.lacks_background)
             self.scores, jobs = reading_jobs(network.files, num_before=num_computed)
         self.image, image_jobs = modality_jobs(
-            headers.images, self.nan_files, self.evidence, keeps_type=not keeps_logits
+            headers.images, self.nan_files, self.evidence, keeps_type=not has_scores
         )
-        if keeps_logits:
+        if has_scores:
             jobs += image_jobs
         else:
             jobs.append(partial(self._take_time, "image", partial(run_all, image_jobs, 1)))

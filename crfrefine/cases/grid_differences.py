@@ -105,7 +105,7 @@ def explain_difference(
     if other.affine is None and reference.affine is not None and len(shape) == 3:
         turned = Axes.toward("RAS", orientation_codes(reference.affine)).along(shape)
         if other_shape == turned != shape:
-            return _TOWARD_RAS.format(**_words_of_placing(reference, other), name=name)
+            return _TOWARD_RAS.format(**_words_of(reference, name, other, what))
     order: tuple[int, ...] = ()  # in which the axes of the file have the sizes of the other one
     # A file with the affine of the other one, or without any: its axes are not turned.
     if is_elsewhere or same_grid(shape, reference.affine, shape, other.affine):
@@ -139,16 +139,20 @@ def explain_difference(
     if sorted(shape) != sorted(other_shape) and Counter(shape) <= all_sizes:
         return LABEL_AXIS_FIRST
     if other.affine is None:
-        return _WITHOUT_GEOMETRY.format(**_words_of_placing(reference, other), name=name)
+        return _WITHOUT_GEOMETRY.format(**_words_of(reference, name, other, what))
     forms = _explain_forms(reference, name, other, what)
     if forms is not None or shape != other_shape:
         return forms
     return _explain_geometry((name, reference), (what, other))
 
 
-def _words_of_placing(reference: VolumeHeader, other: VolumeHeader) -> dict[str, str]:
-    """Return the files in a command that gives an array a place."""
+def _words_of(reference: VolumeHeader, name: str, other: VolumeHeader, what: str) -> dict[str, str]:
+    """Return the words of explanations about a file, `what`, beside another one, `name`."""
     return {
+        "name": name,
+        "what": what,
+        "agree": verb_for(what, "agrees", "agree"),
+        "have": verb_for(what, "has", "have"),
         "file": other.path.name,
         "path": shlex.quote(str(other.path)),
         "placed": shlex.quote(f"{stem_of(other.path)}_placed.nii.gz"),
@@ -160,7 +164,7 @@ def _explain_forms(
     reference: VolumeHeader, name: str, other: VolumeHeader, what: str
 ) -> str | None:
     """Return which sform may be wrong, if two grids are one by a qform, which does not count."""
-    words = {"name": name, "what": what, "agree": verb_for(what, "agrees", "agree")}
+    words = _words_of(reference, name, other, what)
     for (form, other_form), sentence, advice in _FORMS:
         affine = getattr(reference, form)
         other_affine = getattr(other, other_form)
@@ -214,11 +218,5 @@ def _explain_geometry(*files: tuple[str, VolumeHeader]) -> str | None:
         )
         is_lost = all(map(any, parts)) and not all(is_equal for _, is_equal in parts)
         if is_lost or nearly(affine, np.diag([*LPS, 1.0]) @ like):
-            return _LOST_HEADER.format(
-                name=name,
-                what=what,
-                have=verb_for(what, "has", "have"),
-                path=shlex.quote(str(other.path)),
-                like=shlex.quote(str(reference.path)),
-            )
+            return _LOST_HEADER.format(**_words_of(reference, name, other, what))
     return None

@@ -70,19 +70,16 @@ def read_mapped(
         return map_labels(read_whole_numbers(file, tolerance, advice, rounding), mapping)
     limits = (min(0, *far), max(MAX_LABEL, *far))
     values = read_integers(file, tolerance, advice, rounding, limits)
-    present = np.unique(values)
-    numbers = []
-    for value in present.tolist():
-        number = mapping.get(value, value)
+    present = np.unique(values).tolist()
+    numbers = [mapping.get(value, value) for value in present]
+    for value, number in zip(present, numbers, strict=True):
         if not 0 <= number <= MAX_LABEL:
             raise InputError(
                 f"{file.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found "
                 f"{value}, which --map {value}=LABEL gives a label"
             )
-        numbers.append(number)
-    table = np.array(numbers, np.min_scalar_type(max(numbers)))
-    found = tuple(value for value in present.tolist() if value in mapping)
-    return table[np.searchsorted(present, values)], found
+    found = tuple(value for value in present if value in mapping)
+    return renumber(np.searchsorted(present, values), numbers), found
 
 
 def read_label_map(

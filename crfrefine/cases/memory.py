@@ -53,9 +53,9 @@ def require_memory_for(
     labels = f"{network.num_labels} labels"
     if network.is_label_map:
         labels = "a label map"
+    modalities = f"{headers.num_modalities} modalities"
     lines = []
-    contents = (f"{headers.num_modalities} modalities", labels)
-    for header, content in zip((headers.image, network.first), contents, strict=True):
+    for header, content in ((headers.image, modalities), (network.first, labels)):
         size = text_of_sizes(header.grid_shape)
         lines.append(f"{shorten(header.path, 200)}  {size}, {content}")
     subject = f"the program and its files, {how}, take"
@@ -104,36 +104,38 @@ def bytes_of_case(
     num_voxels = first.num_voxels
     num_network_voxels = network.first.num_voxels
     per_voxel = int(headers.mask is not None)
-    num_elsewhere = 0  # voxels of modalities on other grids, which are interpolated one by one
+    num_floats = 0  # in arrays of float32
     for header in headers.images:
         per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
-        if not first.on_same_grid(header):
-            num_elsewhere += header.num_voxels
+        if not first.on_same_grid(header):  # Such modalities are interpolated one by one.
+            num_floats += header.num_voxels
     of_input = num_voxels * per_voxel
     if is_streamed:
         of_input += num_voxels * _SURVEY_BYTES
-        needed = _STREAM_BYTES + of_input + _FLOAT * num_elsewhere
         if network.first.turned is not None:  # A channel is in memory twice then.
-            needed += 2 * _FLOAT * num_voxels
+            num_floats += 2 * num_voxels
         if network.lacks_background:  # the sums of the channels, and the background
-            needed += 2 * _FLOAT * num_network_voxels
+            num_floats += 2 * num_network_voxels
+        needed = _STREAM_BYTES + of_input + _FLOAT * num_floats
         return needed, 2 * (needed - PROCESS), of_input
 
     # Beside logits, images are read as float32, and normalized into a copy.
     num_copies = 1 if network.is_label_map and not as_logits else 2
-    needed = PROCESS + num_copies * _FLOAT * headers.num_modalities * num_voxels
-    needed += _FLOAT * num_elsewhere
+    num_floats += num_copies * headers.num_modalities * num_voxels
+    needed = PROCESS
     if headers.mask is not None:
-        needed += _FLOAT * headers.mask.num_voxels + num_voxels
+        num_floats += headers.mask.num_voxels
+        needed += num_voxels
     if not network.is_label_map:
-        needed += _FLOAT * network.num_labels * num_network_voxels
+        num_floats += network.num_labels * num_network_voxels
         if not network.is_on_grid:
-            needed += _FLOAT * network.num_labels * num_voxels
-        of_input = needed - PROCESS
+            num_floats += network.num_labels * num_voxels
+        of_input = needed - PROCESS + _FLOAT * num_floats
     elif as_logits:  # Structures are read one after the other into one array.
-        needed += _FLOAT * (num_network_voxels + _MIN_CHANNELS * num_voxels)
+        num_floats += num_network_voxels + _MIN_CHANNELS * num_voxels
     else:
         needed += num_network_voxels
         of_input += num_network_voxels
+    needed += _FLOAT * num_floats
     of_run = RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities
     return needed, needed - PROCESS + of_run * num_voxels, of_input

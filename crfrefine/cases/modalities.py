@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from crfrefine.arrays.resampling import resample_image
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.limits import Job
@@ -50,15 +52,11 @@ def modality_jobs(
 def find_uncovered(images: Sequence[VolumeHeader]) -> Bool | None:
     """Return ([z,] y, x), True outside the grid of some modality; None if all cover the first."""
     first = images[0]
-    uncovered: Bool | None = None
+    uncovered = np.zeros(first.stored_grid, np.bool_)
     for image in images[1:]:
-        if first.on_same_grid(image):
-            continue
         grid_map = WorkGrid(first).map_to(image)
-        if grid_map.num_inside == grid_map.num_voxels:
-            continue
-        outside = ~grid_map.all_inside()
-        uncovered = outside if uncovered is None else uncovered | outside
-    if uncovered is None:
-        return None
-    return uncovered.reshape(first.stored_grid)
+        if grid_map.num_inside < grid_map.num_voxels:
+            uncovered |= ~grid_map.all_inside().reshape(first.stored_grid)
+    if uncovered.any():
+        return uncovered
+    return None

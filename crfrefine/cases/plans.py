@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ _MAX_PARENTS = 3
 def read_table(path: Path) -> Mapping[str, Any]:
     """Return the content of a JSON file of nnU-Net, a table."""
     add_inputs(path)
-    state = path.stat()
-    return _read_table(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=16)
-def _read_table(path: Path, changed: int, size: int) -> Mapping[str, Any]:
-    """Return the table in a file, which many cases have beside them; the state is part of it."""
     content = read_json(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")

@@ -5,6 +5,7 @@ Files are checked against the declarations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,10 +259,12 @@ def number_structures(
                 "Rename the file or leave it out"
             )
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
-    if all(name.isascii() and name.isdecimal() and len(name) < 6 for name in by_name):
-        as_numbers = {name: int(name) for name in by_name}
-        if len({*as_numbers.values()} & {*range(1, MAX_LABEL + 1)}) == len(by_name):
-            numbers = as_numbers
+    as_numbers = {}
+    for name in by_name:
+        if re.fullmatch("[0-9]{1,5}", name) and 0 < int(name) <= MAX_LABEL:
+            as_numbers[name] = int(name)
+    if len({*as_numbers.values()}) == len(by_name):
+        numbers = as_numbers
     for description in descriptions:
         described = description.numbers_by_name
         if described.keys() >= by_name.keys():

@@ -106,9 +106,8 @@ class CaseWork:
         )
         in_flight.take_memory(needed)
         threads = in_flight.share_of_threads()
-        self._case = case = read_case(  # as long as its arrays are needed
-            headers, reading, as_logits=False, is_streamed=is_streamed, threads=threads
-        )
+        # as long as its arrays are needed
+        self._case = case = read_case(headers, reading, is_streamed=is_streamed, threads=threads)
         record = self.record
         record.contents.update(contents_of_inputs(self._files))
         record.times["read"] = in_flight.clock() - started

@@ -12,7 +12,6 @@ import numpy as np
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import for_spreadsheet
 from crfrefine.cases.case import Case
-from crfrefine.cases.label_volumes import volumes_of_labels
 from crfrefine.infer.plan import RunPlan
 from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES
 from crfrefine.records.records import LARGEST_VANISHED
@@ -43,18 +42,19 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
             values = modality[..., index][inside].ravel()
             of_labels += np.bincount(flat, weights=values, minlength=num_labels)
     rows = []
-    for label, ml_before, ml_after in volumes_of_labels(case, result):
+    size_ml = voxel_ml(case.spacing)
+    for label, before, after in result.changes.by_label():
         count = int(counts[label])
         row = {
             "label": label,
             "name": names.get(str(label), ""),
-            "ml_before": ml_before,
-            "ml_after": ml_after,
+            "ml_before": before * size_ml,
+            "ml_after": after * size_ml,
             "means": [total / count if count else None for total in sums[:, label].tolist()],
         }
         changes = result.component_changes[label]
         row.update(zip(COMPONENT_CHANGES, changes.counts, strict=True))
-        row[LARGEST_VANISHED] = changes.largest_vanished * voxel_ml(case.spacing)
+        row[LARGEST_VANISHED] = changes.largest_vanished * size_ml
         rows.append(row)
     return rows
 

@@ -14,7 +14,6 @@ import numpy as np
 from crfrefine.base.array_types import Array, Float32, Float64, NamesOfLabels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import printable
-from crfrefine.cases.label_volumes import volumes_of_labels
 from crfrefine.metrics.lesion_matching import changes_text
 from crfrefine.pictures import drawing
 from crfrefine.pictures.colors import choose_colors, labels_nearby
@@ -138,9 +137,10 @@ def preview_of_case(case: Case, result: RefinementResult, reading: ReadingOption
     ]
     titles = reading.titles
     volumes = []
-    for label, before, after in volumes_of_labels(case, result):
+    size_ml = voxel_ml(case.spacing)
+    for label, before, after in result.changes.by_label():
         title = titles.get(label, f"label {label}")
-        volumes.append(f"{title}: {before:.3g} → {after:.3g}")
+        volumes.append(f"{title}: {before * size_ml:.3g} → {after * size_ml:.3g}")
     if 0 < len(volumes) <= _MAX_VOLUMES:
         # A line is not broken inside a part.
         unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
@@ -148,7 +148,7 @@ def preview_of_case(case: Case, result: RefinementResult, reading: ReadingOption
     changes = result.component_changes.values()
     if changes:
         text = changes_text(change.counts for change in changes)
-        largest = max(change.largest_vanished for change in changes) * voxel_ml(case.spacing)
+        largest = max(change.largest_vanished for change in changes) * size_ml
         if largest:
             text += f" (largest that vanished: {largest:.3g} ml)"
         parts.append(text)

@@ -201,6 +201,5 @@ class RefinementResult(Reported):
         """
         from crfrefine.metrics.lesion_matching import component_changes
 
-        counts = zip(self.changes.voxels_before, self.changes.voxels_after, strict=True)
-        labels = [label for label, either in enumerate(counts) if label and any(either)]
+        labels = [label for label, _, _ in self.changes.by_label()]
         return component_changes(self.network_label_map, self.label_map, labels)

@@ -209,7 +209,7 @@ def _read_sources(
             voxel = voxel_length(headers.spacing)
             coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
             require_memory_for(headers, inputs.reading)
-            loaded = read_case(headers, inputs.reading, as_logits=False, threads=threads)
+            loaded = read_case(headers, inputs.reading, threads=threads)
             loaded = replace(loaded, network=with_numbers_of_channels(loaded.network))
             sources.append(make_source(loaded, default, threads, coarseness))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")

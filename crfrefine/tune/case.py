@@ -231,7 +231,7 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
         raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
     with naming_case(files.case_id):
         _, input_bytes = require_memory_for(headers, reading, with_labels=True)
-        read = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
+        read = read_case(headers, reading, threads=threads, with_labels=True)
     case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
     if not isinstance(network, LabelMapNetwork):

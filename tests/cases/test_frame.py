@@ -135,7 +135,7 @@ def test_a_label_map_that_fits_in_other_axes_is_an_error(name, is_streamed, tmp_
 
     def read_all():
         headers = case_headers.read_case_headers(files)
-        case = read_case(headers, DEFAULT_READING, as_logits=False, is_streamed=is_streamed)
+        case = read_case(headers, DEFAULT_READING, is_streamed=is_streamed)
         if is_streamed:
             for _ in range(2):
                 for _ in case.network.read():

@@ -115,7 +115,7 @@ def test_a_spacing_given_for_a_case_counts_for_its_network_too(form, tmp_path):
         options = replace(options, input_type="labels", network_spacing="auto")
     headers = read_case_headers(files, options)
     is_streamed = form == "streamed channels"
-    case = read_case(headers, options, as_logits=False, is_streamed=is_streamed)
+    case = read_case(headers, options, is_streamed=is_streamed)
     assert case.network_spacing == pytest.approx((4.0, 5.0, 6.0))
 
 
