@@ -7,7 +7,6 @@ Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import renumber
+from crfrefine.arrays.blocks import find_network_spacing
+from crfrefine.arrays.label_maps import label_logits, renumber, share_sigma
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_scheme import decode
@@ -36,7 +36,7 @@ from crfrefine.cases.label_input import (
 )
 from crfrefine.cases.memory import require_memory_for
 from crfrefine.cases.modalities import find_uncovered, modality_jobs
-from crfrefine.cases.network_output import logits_of_labels, network_of_scores, network_of_stream
+from crfrefine.cases.network_output import network_of_scores, network_of_stream
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.cases.roles import (
@@ -53,7 +53,7 @@ from crfrefine.cases.roles import (
 from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
 from crfrefine.io.reading import read_mask, reading_jobs
-from crfrefine.io.volume import Segment, Segments, VolumeHeader
+from crfrefine.io.volume import Segments, VolumeHeader
 from crfrefine.refinement.given import (
     ArrayNetwork,
     LabelMapNetwork,
@@ -84,8 +84,6 @@ class Case:
     labels: Labels | None = None  # (*grid) the reference, if requested
     # The path and the (*grid) whole numbers of each file of strokes.
     strokes: tuple[tuple[Path, Labels], ...] = ()
-    # (L, *grid) logits of a label map, or of its labels' shares in the voxels of a coarser network
-    label_logits: Float32 | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
     segments: Segments = ()  # names and colors of the labels, if a single file has them
     # (*grid), False where a modality is NaN, or outside its grid; the mask leaves these voxels out,
@@ -93,13 +91,21 @@ class Case:
     not_nan: Bool | None = None
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
-    @property
+    @cached_property
     def logits(self) -> Float32:
-        """(L, *grid) logits, higher is better, or (R, *grid) log-odds of regions, in memory."""
-        if isinstance(self.network, ArrayNetwork):
-            return cast("Float32", self.network.values)
-        assert self.label_logits is not None
-        return self.label_logits
+        """(L, *grid) logits, higher is better, or (R, *grid) log-odds of regions, in memory.
+
+        A label map has those of all labels, or of their shares in the voxels of a coarser network.
+        """
+        network = self.network
+        if isinstance(network, ArrayNetwork):
+            return cast("Float32", network.values)
+        assert isinstance(network, LabelMapNetwork)
+        sigma = None
+        if self.network_spacing is not None:
+            sigma = share_sigma(self.network_spacing[::-1], self.spacing[::-1])
+        labels = network.labels.T
+        return reverse_grid(label_logits(labels, network.num_labels, sigma, network.absent_labels))
 
     @cached_property
     def network_labels(self) -> Labels:
@@ -147,7 +153,7 @@ def load_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case from its files, headers first; a label map becomes logits.
+    """Read a case from its files, headers first, for its logits, which a label map has as well.
 
     Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
     """
@@ -157,11 +163,15 @@ def load_case(
             raise InputError("no logits")
         require_memory_for(headers, options, as_logits=True, with_labels=with_labels)
         case = read_case(headers, options, threads=threads, with_labels=with_labels)
-        if not isinstance(case.network, LabelMapNetwork):
-            return case
-        network, label_logits = logits_of_labels(case.network, case.spacing, case.notes)
-        image = np.asarray(case.image, np.float32)
-        return replace(case, image=image, network=network, label_logits=label_logits)
+        network = case.network
+        if isinstance(network, LabelMapNetwork) and network.network_spacing is not None:
+            network_spacing, note = find_network_spacing(
+                network.network_spacing, network.labels, case.spacing
+            )
+            assert note is not None
+            case.notes.append(note)
+            network = replace(network, network_spacing=network_spacing)
+        return replace(case, image=np.asarray(case.image, np.float32), network=network)
 
 
 def read_case(
@@ -202,7 +212,7 @@ def read_case(
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
-        strokes.append((header.path, read_drawn(header, grid, options, segments, notes)))
+        strokes.append((header.path, read_strokes(header, grid, options, segments, notes)))
     return Case(
         case_id=headers.files.case_id,
         image=reverse_grid(arrays.image),
@@ -219,18 +229,6 @@ def read_case(
         not_nan=arrays.not_nan,
         has_mask_file=headers.mask is not None,
     )
-
-
-def read_drawn(
-    file: VolumeHeader,
-    grid: WorkGrid,
-    options: ReadingOptions,
-    known: Sequence[Segment],
-    notes: list[Note],
-) -> Labels:
-    """Return the drawn voxels of a file on a grid, (*grid), as of `read_strokes`."""
-    values = read_strokes(file, options, known, notes)
-    return grid.nearest(file, values, "strokes", notes, outside="are not drawn").T
 
 
 class _FileArrays:

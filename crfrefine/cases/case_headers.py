@@ -7,7 +7,6 @@ voxels tell a label map from the scores of label 1. They are decoded once for it
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,6 +134,20 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         compared = None
         if files.network:
             network, compared = _read_network_header(files, images[0], options)
+            what = "logits"
+            if files.structures:
+                what = "structure"
+            elif network.is_label_map:
+                what = "label map"
+            for header in network.files:
+                _require_image_grid(what, images[0], header, options)
+            # After the grids: a file with its channels first has a wrong number of channels.
+            if options.mapping and what in _NOT_MAPPED:
+                raise InputError(
+                    f"{network.path}: --map gives the values of a label map new labels; "
+                    f"found {_NOT_MAPPED[what]}; leave --map out"
+                )
+            options.regions.require_number(network)
         mask = None
         if files.mask is not None:
             mask = read_scalar(files.mask, "mask", images[0], options)
@@ -224,69 +237,41 @@ def _read_network_header(
         lacks_background = options.input_type != "labels"
         if is_auto and first.kind is None:
             lacks_background = not holds_labels(first, needs_foreground=True)
-    network = None
-    may_be_map = options.input_type == "labels" or (is_auto and has_one_value)
-    if may_be_map and not lacks_background and (len(headers) == 1 or files.structures):
-        network = _label_map_header(headers, image, options)
-    if network is None:
-        fewest = 1 if lacks_background or regions.declares(1) else 2
-        network = logits_header(headers, fewest=fewest, grid=image)
+    others = [file for file in headers if file.num_channels > 1 or file.affine is None]
+    is_label_map = not lacks_background and (len(headers) == 1 or bool(files.structures))
+    if options.input_type != "labels":
+        is_label_map = is_label_map and is_auto and has_one_value and not others
+    if is_label_map and others:
+        found = "no geometry"
+        if others[0].affine is not None:
+            found = str(others[0].num_channels)
+        raise InputError(
+            f"{others[0].path}: expected a label map with one value per voxel, this file has "
+            f"{found}; for logits or probabilities, leave --input-type labels out"
+        )
+    if is_label_map:
+        placed = tuple(placed_on(header, image) for header in headers)
+        return NetworkHeader(placed, options.num_declared, None, is_label_map=True), None
+    fewest = 1 if lacks_background or regions.declares(1) else 2
+    network = logits_header(headers, fewest=fewest, grid=image)
     if lacks_background:
         network = replace(network, num_labels=network.num_labels + 1, lacks_background=True)
-
-    what = "logits"
-    if files.structures:
-        what = "structure"
-    elif network.is_label_map:
-        what = "label map"
-    for header in network.files:
-        _require_image_grid(what, image, header, options)
-    # After the grids: a file with its channels first has a wrong number of channels.
-    if options.mapping and what in _NOT_MAPPED:
-        raise InputError(
-            f"{network.path}: --map gives the values of a label map new labels; "
-            f"found {_NOT_MAPPED[what]}; leave --map out"
-        )
-    regions.require_number(network)
     return network, compared
-
-
-def _label_map_header(
-    headers: Sequence[VolumeHeader], image: VolumeHeader, options: ReadingOptions
-) -> NetworkHeader | None:
-    """Put the headers of a label map or structures together, with the axes of the image.
-
-    None means that the files are to be read as logits or probabilities.
-    """
-    files = [placed_on(header, image) for header in headers]
-    for file in files:
-        if file.num_channels == 1 and file.affine is not None:
-            continue
-        if options.input_type == "auto":
-            return None
-        if file.affine is None:
-            found = "no geometry"
-        else:
-            found = str(file.num_channels)
-        raise InputError(
-            f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
-            "for logits or probabilities, leave --input-type labels out"
-        )
-    return NetworkHeader(tuple(files), options.num_declared, None, is_label_map=True)
 
 
 def _require_image_grid(
     what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions
 ) -> None:
     """Raise GridMismatchError unless a file is on the image's grid, or may be brought onto it."""
+    grid = WorkGrid(image)
     if image.on_same_grid(other):
         return
-    if what in _FILLED and WorkGrid(image).part(other, what) is not None:
+    if what in _FILLED and grid.part(other, what) is not None:
         return
     if what == "strokes":
         hint = explain_difference(image, "image", other, what) or _STROKES_ELSEWHERE
     elif options.resample:
-        WorkGrid(image).require_overlap(other, what)
+        grid.require_overlap(other, what)
         return
     else:
         page = see("docs/reference/formats.md#grids")
@@ -296,7 +281,7 @@ def _require_image_grid(
         )
         if what == "modality":
             hint = f"Bring the second file onto the grid of the first ({page})."
-        hint = WorkGrid(image).advice(other, what, hint)
+        hint = grid.advice(other, what, hint)
     raise GridMismatchError(
         f"{what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )

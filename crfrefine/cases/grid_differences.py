@@ -207,16 +207,18 @@ def _explain_geometry(*files: tuple[str, VolumeHeader]) -> str | None:
             return OTHER_UNIT
         num_axes = len(spacing)
         directions = affine[:3, :num_axes] / spacing
-        # Of directions, spacing and place: whether it is that of no header, or of the other file.
-        parts = (
-            (
-                nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
-                nearly(directions, like[:3, :num_axes] / like_spacing),
-            ),
-            (nearly(spacing, 1.0), nearly(spacing, like_spacing)),
-            (has_default_place(other), nearly(affine[:3, 3], like[:3, 3])),
-        )
-        is_lost = all(map(any, parts)) and not all(is_equal for _, is_equal in parts)
+        # Directions, spacing and place: whether each is that of no header, or of the other file.
+        are_default = [
+            nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
+            nearly(spacing, 1.0),
+            has_default_place(other),
+        ]
+        are_equal = [
+            nearly(directions, like[:3, :num_axes] / like_spacing),
+            nearly(spacing, like_spacing),
+            nearly(affine[:3, 3], like[:3, 3]),
+        ]
+        is_lost = np.logical_or(are_default, are_equal).all() and not all(are_equal)
         if is_lost or nearly(affine, np.diag([*LPS, 1.0]) @ like):
             return _LOST_HEADER.format(**_words_of(reference, name, other, what))
     return None

@@ -110,27 +110,28 @@ def read_label_map(
     labels, _ = options.names.renumber(file.path, names, labels, notes)
 
     present = present_labels(labels)
-    if not is_requested and len(present) > _MAX_GRAY_VALUES:
-        raise InputError(
-            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
-            "expected logits with one value per label, background included. For a label map, give "
-            f"--input-type labels. {FOR_PROBABILITIES.format(top=usual_scale(present[-1]))}"
-        )
+    reason = "requested"
     if not is_requested:
+        reason = "it has one value per voxel, whole numbers from 0 up"
+        if len(present) > _MAX_GRAY_VALUES:
+            raise InputError(
+                f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
+                "expected logits with one value per label, background included. For a label map, "
+                "give --input-type labels. "
+                f"{FOR_PROBABILITIES.format(top=usual_scale(present[-1]))}"
+            )
         require_labels(labels, file.path, FOR_PROBABILITIES)
     remarks = notes_on_labels(labels)
     declared = options.declared
-    if declared is not None and not set(present) <= set(declared.numbers):
-        unknown = sorted(set(present) - set(declared.numbers))
-        raise InputError(
-            f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
-            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
-            f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
-            + "".join(f"\n  {remark}." for remark in remarks)
-        )
-    reason = "it has one value per voxel, whole numbers from 0 up"
-    if is_requested:
-        reason = "requested"
+    if declared is not None:
+        unknown = sorted({*present}.difference(declared.numbers))
+        if unknown:
+            raise InputError(
+                f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
+                f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of "
+                f"{declared.source}: add them there, or give them one of these labels with "
+                f"--map {unknown[0]}=LABEL." + "".join(f"\n  {remark}." for remark in remarks)
+            )
     name = file.path.name
     notes.append(NoteKind.TAKEN_AS(name=name, what="a label map", reason=reason))
     notes += [remark.about(name) for remark in remarks]
@@ -184,9 +185,13 @@ def read_reference(
 
 
 def read_strokes(
-    file: VolumeHeader, options: ReadingOptions, known: Sequence[Segment], notes: list[Note]
+    file: VolumeHeader,
+    grid: WorkGrid,
+    options: ReadingOptions,
+    known: Sequence[Segment],
+    notes: list[Note],
 ) -> Labels:
-    """Read drawn voxels, ([z,] y, x), whose names are matched as in `read_reference`.
+    """Read drawn voxels onto a grid, (*grid); names are matched as in `read_reference`.
 
     A stroke with the name of the background gets the value BACKGROUND.
     """
@@ -202,7 +207,7 @@ def read_strokes(
     for label, number in moved.items():
         moved[label] = number or BACKGROUND
     labels, _ = map_labels(values, moved)
-    return labels
+    return grid.nearest(file, labels, "strokes", notes, outside="are not drawn").T
 
 
 def label_map_of_one_hot(
@@ -252,7 +257,7 @@ def on_image_grid(
     network_spacing = options.network_spacing
     like = headers.image
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
-    if not np.may_share_memory(placed, labels):
+    if not like.on_same_grid(file):
         if network_spacing == AUTO:
             image_axes = like.required_affine[:3, :3]
             # Voxels of the file that one voxel of the image is long, along each axis.
@@ -261,10 +266,8 @@ def on_image_grid(
             if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
                 network_spacing = tuple((np.array(headers.spacing) / lengths).tolist())
         # On another grid, small structures may be lost.
-        before = set(present)
         present = present_labels(placed)
-        gone = before - {0, *present}
-        for label in sorted(gone - lost.keys()):
+        for label in sorted({*label_map.channels}.difference(present, lost, [0])):
             lost[label] = int(np.count_nonzero(labels == label))
     channels = channels_of(present)
     return replace(

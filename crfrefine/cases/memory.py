@@ -81,7 +81,7 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
         return False
     # Channels on an oblique grid are interpolated as a whole.
     is_interpolated = not network.is_on_grid
-    if is_interpolated and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
+    if is_interpolated and WorkGrid(first).map_to(file).source_axes is None:
         return False
     limit, _ = memory_limit(options.max_memory)
     largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)

@@ -14,17 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.arrays.blocks import find_network_spacing
-from crfrefine.arrays.label_maps import (
-    channel_numbers,
-    label_logits,
-    share_sigma,
-)
 from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Float32, Spacing
+from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import CUBIC
 from crfrefine.base.limits import run_all
@@ -46,7 +40,6 @@ from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.refinement.given import (
     ArrayNetwork,
-    LabelMapNetwork,
     Network,
     ReadPieces,
     StreamedNetwork,
@@ -127,30 +120,6 @@ def take_logits(
     return values
 
 
-def logits_of_labels(
-    label_map: LabelMapNetwork, spacing: Spacing, notes: list[Note]
-) -> tuple[LabelMapNetwork, Float32]:
-    """Return a label map with the spacing of its network, and (L, *grid) logits of all labels.
-
-    The logits of a coarser network are those of the labels' shares in its voxels; `notes` gets a
-    note on it. `spacing` is the image's.
-    """
-    sigma = None
-    if label_map.network_spacing is not None:
-        network_spacing, note = find_network_spacing(
-            label_map.network_spacing, label_map.labels, spacing
-        )
-        assert network_spacing is not None
-        assert note is not None
-        notes.append(note)
-        label_map = replace(label_map, network_spacing=network_spacing)
-        sigma = share_sigma(network_spacing[::-1], spacing[::-1])
-    num_labels = label_map.num_labels
-    numbers = channel_numbers(label_map.labels.T, range(num_labels))
-    values = label_logits(numbers, num_labels, sigma, label_map.absent_labels)
-    return label_map, reverse_grid(values)
-
-
 def network_of_scores(
     headers: CaseHeaders,
     values: Float32,
@@ -201,11 +170,11 @@ def network_of_scores(
     network_spacing = None
     unseen = None
     if not header.is_on_grid:
-        grid_map = WorkGrid(like).require_overlap(header.first, "logits")
-        network_spacing = grid_map.source_spacing(headers.spacing)
+        work = WorkGrid(like)
+        network_spacing = work.map_to(header.first).source_spacing(headers.spacing)
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
-        values, stored_unseen = WorkGrid(like).interpolated_scores(
+        values, stored_unseen = work.interpolated_scores(
             header.first,
             values,
             notes,
@@ -264,7 +233,7 @@ def network_of_stream(
     like = headers.image
     work = WorkGrid(like)
     is_cubic = options.resample == CUBIC
-    grid_map = work.require_overlap(first, "logits")
+    grid_map = work.map_to(first)
     notes += work.describe(first, "logits", "become background", how=HOW[is_cubic])
     network = replace(
         network,

@@ -123,11 +123,9 @@ class WorkGrid:
         if other.affine is None or self.header.affine is None:
             return None
         grid_map = self.map_to(other).in_whole_voxels
-        if grid_map is None or self._doubt(other, grid_map):
+        if grid_map is None or not (grid_map.num_inside or may_be_apart):
             return None
-        if not grid_map.num_inside and not may_be_apart:
-            return None
-        if explain_difference(self.header, self.name, other, what) is not None:
+        if self._doubt(other, grid_map) or explain_difference(self.header, self.name, other, what):
             return None
         return grid_map
 

@@ -107,13 +107,11 @@ class RegionReading:
                 )
             return
         num_channels = header.num_channels
-        num_declared = {self.num_labels, len(self.numbers) or None}
-        is_declared = header.num_labels in num_declared - {None}
-        if self.declares(num_channels):
-            is_declared = is_declared or not header.lacks_background
-        elif not self.problem and self.scheme is None and self.num_labels is None:
-            is_declared = True
-        if is_declared:
+        if header.num_labels in (self.num_labels, len(self.numbers)):
+            return
+        if self.declares(num_channels) and not header.lacks_background:
+            return
+        if self.scheme is None and self.num_labels is None and not self.problem:
             return
         problem = f"{header.path}: the network's output has {counted(num_channels, 'channel')}"
         if header.lacks_background:
@@ -168,29 +166,26 @@ def find_regions(
     numbers = description.numbers
     num_labels = numbers[-1] + 1 if numbers else None
     order = description.regions_class_order
-    scheme = None
     try:
         if description.has_regions != (order is not None):
             raise ConfigError(
                 "it has only one of regions of several labels and regions_class_order, the label "
                 "that each region writes"
             )
-        if order is not None:
-            regions = {}
-            for name, numbers in description.labels.items():
-                # nnU-Net leaves the background out, too.
-                if name != "ignore" and numbers != (0,):
-                    regions[" ".join(name.split())] = numbers
-            scheme = RegionScheme.of(regions, order)
+        if order is None:
+            return RegionReading(None, source, num_labels, numbers)
+        regions = {}
+        for name, labels in description.labels.items():
+            # nnU-Net leaves the background out, too.
+            if name != "ignore" and labels != (0,):
+                regions[" ".join(name.split())] = labels
+        return RegionReading(RegionScheme.of(regions, order), source, num_labels)
     except ConfigError as error:  # Files of a softmax over labels do without regions.
         problem = (
             f"{source}: {error}\n"
             f"  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
         )
         return RegionReading(None, source, num_labels, problem=problem)
-    if scheme is not None:
-        numbers = ()
-    return RegionReading(scheme, source, num_labels, numbers)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ import numpy as np
 
 from crfrefine.base.array_types import Array
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.cases.case import Case, read_drawn
+from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.case_headers import read_scalar
+from crfrefine.cases.label_input import read_strokes
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError
@@ -160,7 +161,7 @@ def read_saved_strokes(
     """
     try:
         header = read_scalar(path, "strokes", case.like, reading)
-        values = read_drawn(header, WorkGrid(case.like), reading, case.segments, notes)
+        values = read_strokes(header, WorkGrid(case.like), reading, case.segments, notes)
         strokes_of(replace(case, strokes=((path, values),)))
     except CrfRefineError as error:
         name = "" if str(path) in str(error) else f"{path}: "
