@@ -175,7 +175,7 @@ def _write_segmentation(
 
     assert options.like is not None
     header = read_header(source, VOLUME_SUFFIXES)
-    series = dicom.read_series(options.like, options.series)
+    series = dicom.Series(options.like, options.series)
     grid = series.header
     placed = placed_on(header, grid)
     require_grid(placed, grid, is_filled=True, advice="Name the series that was refined.")

@@ -11,7 +11,7 @@ import stat
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -34,32 +34,32 @@ GZIP_MAGIC = b"\x1f\x8b"
 START_BYTES = 4096  # Enough to recognize a format.
 
 
-@dataclass
 class BlockReader:
     """Blocks of bytes as one stream, made when needed; the last may compare a checksum."""
 
-    blocks: Iterator[bytes | memoryview]
-    rest: memoryview = field(default_factory=lambda: memoryview(b""))  # of the last block
-    num_read: int = 0  # bytes
+    def __init__(self, blocks: Iterator[bytes | memoryview]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")  # of the last block
+        self._num_read = 0  # bytes
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end of the stream."""
         parts = []
         while size > 0:
-            if not self.rest:
-                block = next(self.blocks, None)
+            if not self._rest:
+                block = next(self._blocks, None)
                 if block is None:
                     break
-                self.rest = memoryview(block)
-            parts.append(self.rest[:size])
-            self.rest = self.rest[size:]
+                self._rest = memoryview(block)
+            parts.append(self._rest[:size])
+            self._rest = self._rest[size:]
             size -= len(parts[-1])
-            self.num_read += len(parts[-1])
+            self._num_read += len(parts[-1])
         return b"".join(parts)
 
     def tell(self) -> int:
         """Return how many bytes have been read."""
-        return self.num_read
+        return self._num_read
 
 
 # Bytes that are read once, from their start.

@@ -388,11 +388,11 @@ def test_the_limits_that_count_are_those_of_the_largest_work(writes, series, tmp
     monkeypatch.setattr(files, "seconds", 10)
     monkeypatch.setattr(files, "_lower_limit", lambda _, most: lowered.append(most))
     monkeypatch.setattr(files.resource, "getpagesize", lambda: 0)  # Of the process, nothing counts.
-    read_series = dicom.read_series(series)
+    read = dicom.Series(series)
     if writes:
-        writing.write(tmp_path / "out.dcm", LABELS % 300, (), read_series, given)
+        writing.write(tmp_path / "out.dcm", LABELS % 300, (), read, given)
         num_voxels = LABELS.size
-        num_bytes = sum(path.stat().st_size for path in read_series.datasets)
+        num_bytes = sum(path.stat().st_size for path in read.datasets)
     else:
         dicom.read(given, series)
         header = pydicom.dcmread(given, stop_before_pixels=True)
@@ -408,7 +408,7 @@ def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
         one.SOPClassUID = ""  # As de-identification may leave it.
     named = save(tmp_path / "named", found)
     for labels, series in ((LABELS, folder), (np.zeros_like(LABELS), folder), (LABELS, named)):
-        writing.write(tmp_path / "out.dcm", labels, (), dicom.read_series(series), None)
+        writing.write(tmp_path / "out.dcm", labels, (), dicom.Series(series), None)
         np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, labels)
 
 

@@ -7,7 +7,7 @@ does not need highdicom does without, and `writing` is not imported here.
 
 from crfrefine.io.dicom.description import describe
 from crfrefine.io.dicom.segmentation import SEGMENTATION, list_segments, read, read_segments
-from crfrefine.io.dicom.series import Series, read_series
+from crfrefine.io.dicom.series import Series
 
 __all__ = ["SEGMENTATION", "Series", "describe", "list_segments", "read"]
-__all__ += ["read_segments", "read_series"]
+__all__ += ["read_segments"]

@@ -18,7 +18,7 @@ from crfrefine.io.dicom.files import (
     text_of,
 )
 from crfrefine.io.dicom.segmentation import items_by_label
-from crfrefine.io.dicom.series import read_series
+from crfrefine.io.dicom.series import Series
 from crfrefine.io.formats import STRUCTURES_ADVICE
 from crfrefine.io.volume import VolumeHeader
 
@@ -43,7 +43,7 @@ def describe(path: Path) -> tuple[list[tuple[str, str]], VolumeHeader | None]:
                 return lines + _describe_other(path, dataset), None
         if len(series) == 1:
             lines += [("series", describe_series(files)) for files in series.values()]
-            header = read_series(path).header
+            header = Series(path).header
             if header.grid_shape[2] == 1 and not path.is_dir():
                 lines.append(("note", "one slice of a series; its folder is converted"))
             return lines, header

@@ -26,7 +26,7 @@ from crfrefine.io.dicom.files import (
     require_same_identity,
     text_of,
 )
-from crfrefine.io.dicom.series import read_series, read_voxels, volume_of
+from crfrefine.io.dicom.series import Series, volume_of
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Segments, Volume, VolumeHeader
 
 SEGMENTATION = "DICOM segmentation"
@@ -49,8 +49,8 @@ def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume
             limit(path, [path])
             dataset = read_file(path)
         if dataset is None or not is_segmentation(dataset):
-            series = read_series(path, uid)
-            stored = read_voxels(series)
+            series = Series(path, uid)
+            stored = series.read_voxels()
             header = replace(series.header, dtype=stored.dtype.name)
             return Volume(stored.T, *header.geometry(), header)
 
@@ -136,14 +136,14 @@ def _open(
         )
     grid = None
     if like is not None:
-        series = read_series(like, uid)
+        series = Series(like, uid)
         notes += series.header.notes
         require_same_identity(path, dataset, like, series.first)
         grid = series.header
     else:
         notes.append(NoteKind.ONLY_SLICES_OF_SEGMENTS())
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
-    # After `read_series`, which sets the limit of its files.
+    # After that of the files of the series.
     limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     with_pixels = pydicom.dcmread(path)
     for item in with_pixels.SegmentSequence:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 import pydicom
@@ -58,51 +57,33 @@ def volume_of(
     return VolumeHeader(path, kind, grid_shape, 1, "float32", spacing, affine, notes=tuple(notes))
 
 
-@dataclass(frozen=True)
 class _Slice:
     """A slice, by its header."""
 
-    name: str  # for people
-    size: tuple[int, int]  # rows, columns
-    spacing: tuple[float, float]  # mm between rows, and between columns
-    axes: Float64  # the directions along a row and along a column, as rows, in LPS
-    position: Float64  # the center of the first voxel, in LPS
-    scaling: tuple[float, float]  # slope and intercept of the values
-    thickness: float  # mm; 0 if unknown
-    # Where its elements are, the first that has one counts; the last one is the header of its file.
-    sources: Sequence[Any]
+    def __init__(self, file: Path, name: str, sources: Sequence[Any]) -> None:
+        """Read where a slice is.
 
-    @property
-    def plane(self) -> list[float]:
-        """Sizes, voxel sizes and directions, which are equal for all slices of a volume."""
-        return [*map(float, self.size), *self.spacing, *self.axes.reshape(-1).tolist()]
+        Of the `sources` of its elements, the first that has one counts; the last one is the header
+        of its file. `name` is for people. Raise UnsupportedFormatError if it has no place.
+        """
+        self.name = name
+        self._sources = sources
+        dataset = sources[-1]
+        self.header = dataset  # of its file
+        self.size = (int(dataset.Rows), int(dataset.Columns))
+        spacing = np.array([*self.element("PixelSpacing")], float)
+        axes = np.array([*self.element("ImageOrientationPatient")], float)
+        # the center of the first voxel, in LPS
+        self.position = np.array([*self.element("ImagePositionPatient")], float)
+        slope = float(self.element("RescaleSlope") or 1)
+        intercept = float(self.element("RescaleIntercept") or 0)
+        self.scaling = (slope, intercept)
+        distance = self.element("SpacingBetweenSlices") or self.element("SliceThickness")
+        self.thickness = abs(float(distance or 0))  # mm; 0 if unknown
 
-
-def _slices(file: Path, dataset: Any) -> list[_Slice]:
-    # The functional groups of each frame; a file of one slice has no frames.
-    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
-    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
-        raise UnsupportedFormatError(
-            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
-        )
-    if dataset.get("SamplesPerPixel", 1) != 1:
-        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
-    slices = []
-    for number, frame in enumerate(frames, 1):
-        name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
-        sources = [*groups_in(frame, _GROUPS), *groups_in(shared, _GROUPS), dataset]
-        spacing = np.array([*_element(sources, "PixelSpacing")], float)
-        axes = np.array([*_element(sources, "ImageOrientationPatient")], float)
-        position = np.array([*_element(sources, "ImagePositionPatient")], float)
-        slope = float(_element(sources, "RescaleSlope") or 1)
-        intercept = float(_element(sources, "RescaleIntercept") or 0)
-        distance = _element(sources, "SpacingBetweenSlices")
-        thickness = abs(float(distance or _element(sources, "SliceThickness") or 0))
-        size = (int(dataset.Rows), int(dataset.Columns))
-
-        is_placed = (len(spacing), len(axes), len(position)) == (2, 6, 3)
-        is_placed = is_placed and bool(np.isfinite([*spacing, *axes, *position]).all())
+        numbers = [*spacing, *axes, *self.position]
+        is_placed = (len(spacing), len(axes), len(self.position)) == (2, 6, 3)
+        is_placed = is_placed and bool(np.isfinite(numbers).all())
         if is_placed:
             axes = axes.reshape(2, 3)
             tilt = np.abs(np.inner(axes, axes) - np.eye(2)).max()
@@ -113,70 +94,112 @@ def _slices(file: Path, dataset: Any) -> list[_Slice]:
                 "its orientation, position or spacing is no geometry; "
                 "expected slices such as of CT, MR or PET"
             )
-        down, right = spacing.tolist()
-        scaling = (slope, intercept)
-        part = _Slice(name, size, (down, right), axes, position, scaling, thickness, sources)
-        slices.append(part)
-    return slices
+        self.spacing = spacing.tolist()  # mm between rows, and between columns
+        self.axes = axes  # the directions along a row and along a column, as rows, in LPS
+
+    @classmethod
+    def of_file(cls, file: Path, dataset: Any) -> list[Self]:
+        """Return the slices of a file by its header: one, or one of each frame."""
+        # The functional groups of each frame; a file of one slice has no frames.
+        frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+        if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+            raise UnsupportedFormatError(
+                f"{file}: several frames that do not say where they are; convert the file with "
+                "dcm2niix"
+            )
+        if dataset.get("SamplesPerPixel", 1) != 1:
+            raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
+        shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
+        slices = []
+        for number, frame in enumerate(frames, 1):
+            name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
+            groups = [*groups_in(frame, _GROUPS), *groups_in(shared, _GROUPS)]
+            slices.append(cls(file, name, [*groups, dataset]))
+        return slices
+
+    @property
+    def plane(self) -> list[float]:
+        """Sizes, voxel sizes and directions, which are equal for all slices of a volume."""
+        return [*map(float, self.size), *self.spacing, *self.axes.reshape(-1).tolist()]
+
+    def element(self, keyword: str) -> Any:
+        """Return the value of an element; () for none, or an empty one."""
+        for source in self._sources:
+            if keyword in source:
+                value = source[keyword].value
+                return () if value is None or value == "" else value  # 0 is a value.
+        return ()
 
 
-def _element(sources: Sequence[Any], keyword: str) -> Any:
-    """Return the value of the first source that has an element; () for none, or an empty one."""
-    for source in sources:
-        if keyword in source:
-            value = source[keyword].value
-            return () if value is None or value == "" else value  # 0 is a value.
-    return ()
-
-
-class Series(NamedTuple):
+class Series:
     """The files of a series, and its grid."""
 
-    header: VolumeHeader
-    datasets: dict[Path, Any]  # by file, without pixels
-    slices: list[_Slice]  # in the order of the files
-    order: NDArray[np.intp]  # numbers of the slices along their normal
+    def __init__(self, path: Path, uid: str | None = None) -> None:
+        """Read the headers of a series, which a folder may hold beside others; raise as `read`."""
+        with decoding(path):
+            notes: list[Note] = []
+            self.datasets = find_series(path, uid, notes)  # by file, without pixels
+            self.slices: list[_Slice] = []  # in the order of the files
+            for file, dataset in self.datasets.items():
+                self.slices += _Slice.of_file(file, dataset)
+            slices = self.slices
+            if len(slices) > len(self.datasets) > 1:
+                raise InputError(
+                    f"{path}: expected one file of several frames, found {len(self.datasets)}; "
+                    "convert each by itself"
+                )
+
+            first = slices[0]
+            planes = np.array([part.plane for part in slices])
+            tolerances = np.repeat([0.0, 1e-3 * min(first.spacing), 1e-3], [2, 2, 6])
+            differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
+            if differs.any():
+                other = slices[int(differs.argmax())]
+                raise InputError(
+                    f"{path}: slices of different sizes, voxel sizes or orientations: "
+                    f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
+                    "a localizer? Give each volume a folder of its own"
+                )
+            if len(slices) == 1 and not first.thickness:
+                notes.append(NoteKind.NO_THICKNESS())
+            axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
+            # `order` has the numbers of the slices along their normal.
+            self.order, step = _stack(path, slices, normal=np.cross(*axes))
+            down, right = first.spacing
+            vectors = np.column_stack([axes[0] * right, axes[1] * down, step])
+            affine = affine_of(vectors, slices[self.order[0]].position, LPS)
+            shape = (len(slices), *first.size)
+            self.header = volume_of(path, "DICOM series", shape, affine, notes)
 
     @property
     def first(self) -> Any:
         """The first of the datasets."""
         return next(iter(self.datasets.values()))
 
-
-def read_series(path: Path, uid: str | None = None) -> Series:
-    """Read the headers of a series, which a folder may hold beside others; raise as `read`."""
-    with decoding(path):
-        notes: list[Note] = []
-        datasets = find_series(path, uid, notes)
-        slices = []
-        for file, dataset in datasets.items():
-            slices += _slices(file, dataset)
-        if len(slices) > len(datasets) > 1:
-            raise InputError(
-                f"{path}: expected one file of several frames, found {len(datasets)}; "
-                "convert each by itself"
-            )
-
-        first = slices[0]
-        planes = np.array([part.plane for part in slices])
-        tolerances = np.repeat([0.0, 1e-3 * min(first.spacing), 1e-3], [2, 2, 6])
-        differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
-        if differs.any():
-            other = slices[int(differs.argmax())]
-            raise InputError(
-                f"{path}: slices of different sizes, voxel sizes or orientations: "
-                f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
-                "a localizer? Give each volume a folder of its own"
-            )
-        if len(slices) == 1 and not first.thickness:
-            notes.append(NoteKind.NO_THICKNESS())
-        axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
-        order, step = _stack(path, slices, normal=np.cross(*axes))
-        down, right = first.spacing
-        vectors = np.column_stack([axes[0] * right, axes[1] * down, step])
-        affine = affine_of(vectors, slices[order[0]].position, LPS)
-        header = volume_of(path, "DICOM series", (len(slices), *first.size), affine, notes)
-        return Series(header, datasets, slices, order)
+    def read_voxels(self) -> Array:
+        """Return the scaled values, (slices along the normal, rows, columns)."""
+        path = self.header.path
+        shape = self.header.stored_grid
+        limit(path, self.datasets, math.prod(shape), int(self.first.BitsAllocated))
+        # Series with 32 bits need float64 before they are written.
+        dtype = np.float32 if int(self.first.BitsStored) <= 16 else np.float64
+        array = np.empty(shape, dtype)
+        places = np.argsort(self.order)
+        frames = chain.from_iterable(iter_pixels(pydicom.dcmread(file)) for file in self.datasets)
+        for place, part, frame in zip(places, self.slices, frames, strict=True):
+            if "ModalityLUTSequence" in part.header:
+                array[place] = apply_modality_lut(frame, part.header)
+            else:
+                slope, intercept = np.array(part.scaling, array.dtype)
+                array[place] = frame * slope + intercept
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
+        if (array == np.rint(array)).all():
+            types = ("int16", "uint16", "int32")
+            integer = smallest_integer(types, float(array.min()), float(array.max()))
+            if integer is not None:
+                return array.astype(integer)
+        return array.astype(np.float32, copy=False)
 
 
 def _stack(
@@ -199,7 +222,7 @@ def _stack(
         below, above = (slices[number] for number in order[first : first + 2])
         differences = []
         for keyword in _TELLING:
-            values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
+            values = sorted(shorten(part.element(keyword)) for part in (below, above))
             if values[0] != values[1]:
                 differences.append(f"{keyword} ({values[0]} and {values[1]})")
         shown = listed(differences[:_MAX_TELLING])
@@ -228,30 +251,3 @@ def _stack(
             "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
         )
     return order, step
-
-
-def read_voxels(series: Series) -> Array:
-    """Return the scaled values of a series, (slices along the normal, rows, columns)."""
-    path = series.header.path
-    shape = series.header.stored_grid
-    first = series.first
-    limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
-    # Series with 32 bits need float64 before they are written.
-    array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
-    places = np.argsort(series.order)
-    frames = chain.from_iterable(iter_pixels(pydicom.dcmread(file)) for file in series.datasets)
-    for place, part, frame in zip(places, series.slices, frames, strict=True):
-        dataset = part.sources[-1]
-        if "ModalityLUTSequence" in dataset:
-            array[place] = apply_modality_lut(frame, dataset)
-        else:
-            slope, intercept = np.array(part.scaling, array.dtype)
-            array[place] = frame * slope + intercept
-    if not np.isfinite(array).all():
-        raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    if (array == np.rint(array)).all():
-        types = ("int16", "uint16", "int32")
-        integer = smallest_integer(types, float(array.min()), float(array.max()))
-        if integer is not None:
-            return array.astype(integer)
-    return array.astype(np.float32, copy=False)
