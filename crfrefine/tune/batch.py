@@ -9,7 +9,6 @@ from contextlib import suppress
 import numpy as np
 
 from crfrefine.base.limits import thread_pool
-from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.infer.options import InferenceOptions
@@ -32,12 +31,10 @@ class Batch:
         self._inputs = inputs
         self._options = options
         self._give_way = give_way
-        self._counter = thread_pool(1, "count changes", gives_way=True)
-        self._saver = thread_pool(1, "save all", gives_way=True)
+        self._pool = thread_pool(2, "all cases", gives_way=True)  # one to count, and one to save
         self._counting: Future[None] | None = None
         self._saving: Future[None] | None = None
         self._has_ended = False
-        self.refused: dict[int, str] = {}  # why cases could not be saved
         # The voxels that the CRF changes, by the number of the case; None means that it failed.
         self._num_changed: dict[int, int | None] = {}
         self._counted: CrfParameters | None = None  # the parameters of these counts
@@ -61,23 +58,15 @@ class Batch:
         changed = self._num_changed[number] if is_counted else None
         return {"is_counted": is_counted, "changed": changed}
 
-    def save_all(self, is_open: Callable[[int], bool], save: Callable[[int], object]) -> None:
-        """Begin to save each case that is open to be saved when its turn comes, unless one does."""
+    def save_all(self, save: Callable[[int], None]) -> None:
+        """Begin to save all cases, each by its number."""
 
-        def save_open() -> None:
-            for number, files in enumerate(self._inputs.cases):
-                if self._has_ended:
-                    return
-                if not is_open(number):
-                    continue
-                try:
+        def save_each() -> None:
+            for number in range(len(self._inputs.cases)):
+                if not self._has_ended:
                     save(number)
-                except CrfRefineError as error:
-                    self.refused[number] = f"{files.case_id}: {error}\n"
 
-        if not self.is_saving:
-            self.refused = {}
-            self._saving = self._saver.submit(save_open)
+        self._saving = self._pool.submit(save_each)
 
     def count_changes(self, parameters: CrfParameters) -> None:
         """Begin to count the voxels that the CRF changes in each case with these parameters."""
@@ -85,22 +74,19 @@ class Batch:
         def count() -> None:
             with suppress(EndedError):
                 for number, files in enumerate(self._inputs.cases):
-                    self._num_changed[number] = self._count_changed(files, parameters)
+                    self._give_way()
+                    changed = None
+                    with suppress(CrfRefineError):  # Opening the case shows the reason.
+                        case = open_case(files, self._inputs.reading, self._options.threads)
+                        refiner = CaseRefiner(case, self._options, keeps_kernels=False)
+                        refined = refiner.refine(parameters, self._give_way).label_map
+                        changed = int(np.count_nonzero(refined != case.network_labels))
+                    self._num_changed[number] = changed
 
         if not self.is_counting:
             self._num_changed = {}
             self._counted = parameters
-            self._counting = self._counter.submit(count)
-
-    def _count_changed(self, files: CaseFiles, parameters: CrfParameters) -> int | None:
-        self._give_way()
-        try:
-            case = open_case(files, self._inputs.reading, self._options.threads)
-            refiner = CaseRefiner(case, self._options, keeps_kernels=False)
-            result = refiner.refine(parameters, self._give_way)
-        except CrfRefineError:  # Opening the case shows the reason.
-            return None
-        return int(np.count_nonzero(result.label_map != case.network_labels))
+            self._counting = self._pool.submit(count)
 
     @property
     def is_busy(self) -> bool:
@@ -110,5 +96,4 @@ class Batch:
     def end(self) -> None:
         """Stop all work at its next step."""
         self._has_ended = True
-        for pool in (self._counter, self._saver):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,7 @@ class Limits:
         `within` has `modality`, a number, with `low` and `high`, or `over`, labels, or both, or is
         empty. Raises InputError for others.
         """
+        self._shape = case.network_labels.shape
         self._labels_at = labels_at
         self._over: list[int] | None = None  # None means that any label is drawn over
         self._image: Array | None = None  # None means that any intensity is drawn on
@@ -58,12 +59,12 @@ class Limits:
             allowed &= (values >= self._low) & (values <= self._high)
         return allowed
 
-    def cut(self, places: Integers, shape: Sequence[int]) -> Integers:
+    def cut(self, places: Integers) -> Integers:
         """Return those places in the flattened arrays that may be drawn.
 
         Raises InputError without any of them.
         """
-        allowed = places[self.allow(np.unravel_index(places, tuple(shape)))]
+        allowed = places[self.allow(np.unravel_index(places, self._shape))]
         if len(places) and not len(allowed):
             raise InputError(
                 "nothing is drawn: no intensity there is in the range, or all labels there are "

@@ -12,7 +12,14 @@ import numpy as np
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.intensity import IntensityMap, fit_intensity
-from crfrefine.arrays.label_maps import Box, channels_of, count_labels, foreground_labels, grown
+from crfrefine.arrays.label_maps import (
+    Box,
+    channels_of,
+    count_labels,
+    foreground_labels,
+    grown,
+    whole_box,
+)
 from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_case
@@ -62,14 +69,6 @@ _MIN_MARGIN = 6.0  # mm around a stroke that a box has at least, however many la
 CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
 
 
-def enclose(one: Box, other: Box) -> Box:
-    """Return the box around two boxes."""
-    box = []
-    for part, second in zip(one, other, strict=True):
-        box.append(slice(min(part.start, second.start), max(part.stop, second.stop)))
-    return tuple(box)
-
-
 @dataclass(frozen=True)
 class TuneCase(Case):
     """A case, and the views that the page shows.
@@ -106,10 +105,8 @@ class TuneCase(Case):
         network = self.network
         if isinstance(network, LabelMapNetwork):
             labels = set(network.channels)
-        elif network.channel_labels is not None:
-            labels = set(network.channel_labels)
         else:
-            labels = set(range(network.num_labels))
+            labels = set(network.labels_of_channels or range(network.num_labels))
         if self.labels is not None:
             labels.update(foreground_labels(self.labels))
         return labels
@@ -124,15 +121,10 @@ class TuneCase(Case):
         """Mm, one per axis of the upright arrays."""
         return tuple(float(step) for step in self.upright.along(self.spacing))
 
-    @cached_property
-    def windows(self) -> tuple[Window, ...]:
-        """The gray values of each modality."""
-        return tuple(choose_window(modality, self.network_labels > 0) for modality in self.image)
-
     def offered_windows(self, modality: int) -> list[Window]:
         """Return the windows that the page offers for an image, the first one to begin with."""
         image = self.image[modality]
-        chosen = self.windows[modality]
+        chosen = choose_window(image, self.network_labels > 0)
         finite = image[np.isfinite(image)]
         windows = [replace(chosen, name=chosen.name or "automatic")]
         if finite.size and finite.min() < finite.max():
@@ -155,11 +147,11 @@ class TuneCase(Case):
 
     def plane(self, array: Array, number: int, place: Place) -> Array:
         """Return the plane through a voxel of the upright grid, (across, up); a view."""
-        _, across, up, _ = PLANES[number]
-        index: list[int | slice] = list(place)
-        index[across] = slice(None)
-        index[up] = slice(None)
-        return self.upright.apply(array)[tuple(index)]
+        upright = self.upright.apply(array)
+        if upright.ndim == 2:
+            return upright
+        _, _, _, through = PLANES[number]
+        return np.moveaxis(upright, through, 0)[place[through]]
 
     def stored_places(self, upright: Sequence[Integers]) -> Integers:
         """Return the sorted places in the flattened arrays of voxels of the upright grid."""
@@ -185,13 +177,6 @@ class TuneCase(Case):
         box = [slice(int(along.min()), int(along.max()) + 1) for along in stored]
         return self.upright.inverse.find_box(box, shape)
 
-    def labels_in(self, box: Box, drawn: Array) -> tuple[int, ...]:
-        """Return the background, and the labels that the network or a stroke has in a box."""
-        part = self.stored_box(box)
-        labels = {0, *np.unique(self.network_labels[part]).tolist()}
-        labels.update(np.unique(drawn[part]).tolist())
-        return tuple(sorted(labels - {BACKGROUND}))
-
     def box_around(self, inside: Box, drawn: Array) -> Box | None:
         """Return a box of the upright grid around another one, as wide in mm on all sides.
 
@@ -209,8 +194,11 @@ class TuneCase(Case):
             number = bisect_right(margins, max_voxels, key=num_voxels)
             margin = float(margins[max(number - 1, 0)])
             box = self.widened(inside, max(margin, _MIN_MARGIN))
-            max_voxels = MAX_VALUES / max(len(self.labels_in(box, drawn)), _MIN_LABELS)
-        if box == tuple(slice(0, size) for size in self.upright_grid):
+            part = self.stored_box(box)
+            present = np.union1d(self.network_labels[part], drawn[part])
+            num_labels = len({0, *present.tolist()} - {BACKGROUND})
+            max_voxels = MAX_VALUES / max(num_labels, _MIN_LABELS)
+        if box == whole_box(self.upright_grid):
             return None
         return box
 
@@ -234,15 +222,13 @@ def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) ->
         read = read_case(headers, reading, threads=threads, with_labels=True)
     case = TuneCase(**vars(read), input_bytes=input_bytes)
     network = case.network
-    if not isinstance(network, LabelMapNetwork):
-        return case
-    # Blocks are looked for once, in the whole map; a box may have too few.
-    spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
-    notes = list(case.notes)
-    if note:
-        notes.append(note)
-    network = replace(network, network_spacing=spacing, is_examined=True)
-    return replace(case, network=network, notes=notes)
+    if isinstance(network, LabelMapNetwork):
+        # Blocks are looked for once, in the whole map; a box may have too few.
+        spacing, note = find_network_spacing(network.network_spacing, network.labels, case.spacing)
+        case = replace(case, network=replace(network, network_spacing=spacing, is_examined=True))
+        if note:
+            case.notes.append(note)
+    return case
 
 
 class CaseRefiner:

@@ -116,16 +116,21 @@ class ChosenParameters:
             raise ConfigError(f"{preset}: no such preset")
         return parameters.replace(**changes)
 
-    def choose(self, case_id: str, parameters: CrfParameters) -> None:
-        """Take parameters for a case, and for the page, unless the case has them already."""
+    def choose(self, case_id: str, preset: str, changes: Json) -> CrfParameters:
+        """Take parameters, as of `resolve`, for a case, and for the page; return them.
+
+        If the case has them already, nothing is taken.
+        """
+        parameters = self.resolve(case_id, preset, changes)
         if parameters == self.of_case(case_id):
-            return
+            return parameters
         with self._lock:
             self.of_page = parameters
             if self._saved(case_id) is not None:
                 self._of_cases[case_id] = parameters
             self._case_id = case_id
             self._write()
+        return parameters
 
     def note_saved(self, case_id: str) -> None:
         """Forget the choice for a case, which is saved with it."""

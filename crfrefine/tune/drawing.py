@@ -99,7 +99,7 @@ class Drawing:
                 f"{path}: has strokes on a grid of {stored_grid} voxels, and the case has "
                 f"{list(grid)}; move it away, or name another folder with --corrections"
             )
-        drawing._append(edits)
+        drawing._add(edits)
         drawing._num_given = num_given
         drawing._num_done = num_done
         drawing._marks = marks
@@ -112,16 +112,6 @@ class Drawing:
         state = drawing._state if content.get("digest") == saved else "?"
         drawing._saved_state = content.get("saved_state", state)
         return drawing
-
-    def _append(self, edits: Sequence[Edit]) -> None:
-        """Add edits to those that are done, instead of those taken back."""
-        if edits:
-            del self._edits[self._num_done :]
-        for edit in edits:
-            text = edit.to_text()
-            state = hashlib.sha256((self._state + text).encode()).hexdigest()
-            self._edits.append(_KeptEdit(text, edit.value, state))
-            self._num_done += 1
 
     def _edit(self, number: int) -> Edit:
         return Edit.from_dict(json.loads(self._edits[number].text), math.prod(self._grid))
@@ -254,12 +244,18 @@ class Drawing:
         return True
 
     def _add(self, edits: Sequence[Edit]) -> None:
-        """Draw further edits."""
-        self._append(edits)
+        """Draw further edits, instead of those taken back."""
+        if edits:
+            del self._edits[self._num_done :]
+        for edit in edits:
+            text = edit.to_text()
+            state = hashlib.sha256((self._state + text).encode()).hexdigest()
+            self._edits.append(_KeptEdit(text, edit.value, state))
+            self._num_done += 1
         self._step(edits)
 
     def _step(self, edits: Sequence[Edit]) -> None:
-        """Draw edits that were appended in the array, if there is one, and write the file."""
+        """Draw edits that are done now in the array, if there is one, and write the file."""
         if edits and self._values is not None:
             self._values = self._drawn(self._values.copy(order="K"), edits)
         self._write()

@@ -166,8 +166,8 @@ class KeptCases:
 
 def _offered_folder() -> Path:
     """Return the first folder for corrections that does not exist yet."""
-    for number in itertools.count(1):
-        folder = Path("corrections" if number == 1 else f"corrections-{number}")
-        if not folder.exists():
-            return folder
-    raise AssertionError
+    folder = Path("corrections")
+    numbers = itertools.count(2)
+    while folder.exists():
+        folder = Path(f"corrections-{next(numbers)}")
+    return folder

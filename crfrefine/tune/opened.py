@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
+from crfrefine.base.limits import thread_pool
 from crfrefine.errors import InputError
-from crfrefine.tune.ahead import Read, ReadAhead
+from crfrefine.tune.results import StaleError
 from crfrefine.tune.session import Session
 from crfrefine.tune.values import Json
 
@@ -20,10 +22,16 @@ class EndedError(Exception):
 
 
 class OpenCase:
-    """The case that the page shows. Its methods may be called from any thread."""
+    """The case that the page shows. Its methods may be called from any thread.
+
+    The case that is probably opened next is read beside it, and then its result is computed.
+    """
 
     def __init__(
-        self, session: Session | None, read: Callable[[int], Session], read_ahead: Read
+        self,
+        session: Session | None,
+        read: Callable[[int], Session],
+        read_ahead: Callable[[int], Session | None],
     ) -> None:
         """Begin with a case; `read` reads another one, `read_ahead` does if there is memory.
 
@@ -31,9 +39,13 @@ class OpenCase:
         """
         self._session = session
         self._read = read
+        self._read_ahead = read_ahead
         self._lock = threading.Lock()  # While it is held, nothing is read or computed.
         self._opening = 0 if session is None else session.number  # the case that was asked for last
-        self._ahead = ReadAhead(read_ahead, self.give_way)
+        self._thread = thread_pool(1, "read ahead", gives_way=True)
+        self._next: int | None = None  # the case that is read ahead
+        self._reading: Future[Session | None] | None = None
+        self._refining: Future[None] | None = None  # goes on once the case is open
         self._has_ended = False
 
     @property
@@ -79,18 +91,18 @@ class OpenCase:
         """
         with self._lock:
             self._opening = number
-            is_open = self._session is not None and number == self._session.number
-            if is_open:
+            former = self._session
+            if former is not None and former.number == number:
                 self._stay_open()
-            else:
-                if self._session is not None:
-                    self._session.results.is_left = True
-                reading = self._ahead.take(number)
-        if not is_open:
-            self._open(number, reading)
-
-    def _open(self, number: int, reading: Future[Session | None] | None) -> None:
-        """Read a case, unless it is read ahead, and open it, unless another one was asked for."""
+                return
+            if former is not None:
+                former.results.is_left = True
+            reading = self._reading
+            # One that has not begun waits for a case that nobody opens any more.
+            if reading is not None and (reading.cancel() or self._next != number):
+                reading = None
+            self._next = None
+            self._reading = None
         try:
             session = None if reading is None else reading.result()
             if session is None:
@@ -117,15 +129,28 @@ class OpenCase:
     def read_ahead(self, number: int) -> None:
         """Begin to read the case that is probably opened next, if there is memory for two."""
         with self._lock:
-            if number != self.number and not self._has_ended:
-                self._ahead.begin(number)
+            if number in (self._next, self.number) or self._has_ended:
+                return
+            if self._reading is not None:
+                self._reading.cancel()
+            self._next = number
+            self._reading = self._thread.submit(self._read_ahead, number)
+            self._refining = self._thread.submit(self._refine_ahead, self._reading)
+
+    def _refine_ahead(self, reading: Future[Session | None]) -> None:
+        session = reading.result()
+        if session is not None:
+            session.refine_ahead(partial(self.give_way, ahead=session))
 
     def give_way(self, *progress: object, ahead: Session | None = None) -> None:
         """Wait while the page waits for a result; raise EndedError once the page has ended.
 
-        The result of `ahead` does not wait once it is the open case.
+        The result of `ahead` does not wait once it is the open case. Raise StaleError if it is
+        neither that nor the next one any more.
         """
         while not self._has_ended:
+            if ahead is not None and ahead.number not in (self._opening, self._next):
+                raise StaleError
             shown = self._session
             if shown is None or shown is ahead or not shown.is_computing:
                 return
@@ -135,12 +160,12 @@ class OpenCase:
     @property
     def is_busy(self) -> bool:
         """Whether a step of some work has not stopped yet."""
-        is_computing = self._session is not None and self._session.is_computing
-        return self._ahead.is_busy or is_computing
+        is_reading = self._refining is not None and not self._refining.done()
+        return is_reading or (self._session is not None and self._session.is_computing)
 
     def end(self) -> None:
         """Stop all work at its next step."""
         self._has_ended = True
         if self._session is not None:
             self._session.results.is_left = True
-        self._ahead.end()
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array
 from crfrefine.metrics.overlap import MaskPair
 from crfrefine.metrics.regions import Region
 
@@ -36,37 +36,25 @@ def score_labels(
     # Nearly all voxels are background in each map.
     somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
     maps = [labels[somewhere] for labels in maps]
-    reference_in_mask = maps[2] if reference is not None else None
 
-    rows: list[Row] = []
+    groups: list[tuple[str, int | str, Sequence[int]]] = []
     for label in sorted(present):
         if label < num_labels:
-            row = _score((label,), maps[0], maps[1], reference_in_mask)
-            rows.append({"label": label, **row})
+            groups.append(("label", label, (label,)))
     for name, labels in regions:
-        row = _score(labels, maps[0], maps[1], reference_in_mask)
-        rows.append({"region": name, **row})
+        groups.append(("region", name, labels))
+    rows = []
+    for kind, title, members in groups:
+        # Where each map has one of the labels.
+        masks = []
+        for label_map in maps:
+            masks.append(np.logical_or.reduce([label_map == label for label in members]))
+        row: Row = {kind: title}
+        for when, mask in (("before", masks[0]), ("after", masks[1])):
+            row[when] = int(np.count_nonzero(mask))
+            dice = math.nan
+            if reference is not None:
+                dice = MaskPair(mask, masks[2]).dice()
+            row[f"dice_{when}"] = None if math.isnan(dice) else dice
+        rows.append(row)
     return rows, int(np.count_nonzero(maps[0] != maps[1]))
-
-
-def _score(labels: Sequence[int], network: Array, refined: Array, reference: Array | None) -> Row:
-    """Return the voxels and the Dice of labels that count together, before and after."""
-    row: Row = {}
-    target = None if reference is None else _mask_of(labels, reference)
-    for when, label_map in (("before", network), ("after", refined)):
-        mask = _mask_of(labels, label_map)
-        row[when] = int(np.count_nonzero(mask))
-        row[f"dice_{when}"] = None
-        if target is not None:
-            dice = MaskPair(mask, target).dice()
-            if not math.isnan(dice):
-                row[f"dice_{when}"] = dice
-    return row
-
-
-def _mask_of(labels: Sequence[int], label_map: Array) -> Bool:
-    """Return where a label map has one of the labels."""
-    mask: Bool = label_map == labels[0]
-    for label in labels[1:]:
-        mask |= label_map == label
-    return mask

@@ -13,13 +13,16 @@ import logging
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.tune.session import Session
+from crfrefine.tune.tools import Tools
 from crfrefine.tune.values import Json
 from crfrefine.tune.worklist import NoSuchCaseError, Worklist
 
@@ -28,7 +31,11 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.middleware.base import (
+        BaseHTTPMiddleware,
+        DispatchFunction,
+        RequestResponseEndpoint,
+    )
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -42,28 +49,6 @@ except ImportError as error:
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
-_PARAMETERS = {"preset": str, "changes": dict}
-_STATE = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
-_MARK = {"mark": str}  # of an edit, which may be sent again
-_STROKE = {
-    "plane": int,
-    "place": list,
-    "path": list,
-    "value": int,
-    "shape": str,
-    "radius": float,
-    "within": dict,
-    **_MARK,
-}
-_PROJECTION = {"plane": int, "label": int}
-_FIND = {"label": int, "place": list}
-_REVIEW = {"number": int, "review": str | None, "note": str | None}
-_VIEW = {
-    "plane": int,
-    "place": list,
-    "modality": int,
-    "is_known": bool,
-}
 _MAX_BODY = 16 << 20  # bytes of a request; the longest are strokes
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -141,28 +126,44 @@ def make_app(
         return _as_json(worklist.session(_case_number(request)).describe())
 
     def plane(request: Request) -> Response:
-        view = _checked(_parsed(unquote(request.url.query)), _VIEW)
+        view = _checked(_parsed(unquote(request.url.query)), _kinds_of(Session.plane))
         content = worklist.session(_case_number(request)).plane(**view)
         return Response(content, media_type="application/octet-stream")
 
     def projection(request: Request) -> Response:
-        view = _checked(_parsed(unquote(request.url.query)), _PROJECTION)
+        view = _checked(_parsed(unquote(request.url.query)), _kinds_of(Tools.projection))
         content = worklist.session(_case_number(request)).tools.projection(**view)
         return Response(content, media_type="image/png")
 
-    def find(number: int, **asked: Any) -> Json:
-        return worklist.session(number).tools.find(**asked)
-
-    def refine(number: int, **state: Any) -> Json:
-        return worklist.session(number).refine(**state)
-
-    def save(number: int, **parameters: Any) -> Json:
-        return worklist.session(number).save(**parameters)
+    def search(number: int, act: Callable[..., Json], **asked: Any) -> Json:
+        return act(worklist.session(number).tools, **asked)
 
     def close() -> Json:
         worklist.end()
         end()
         return {}
+
+    def post(name: str, act: Callable[..., Json], do: Callable[..., Json] | None = None) -> Route:
+        """Return the route of a request that sends the arguments of an action.
+
+        `do` does the action with the case of a number, which is in the address.
+        """
+        kinds = _kinds_of(act)
+        if "{number}" in name:
+            kinds.pop("number", None)
+        action = act if do is None else partial(do, act=act)
+
+        async def answer(request: Request) -> Response:
+            sent = _parsed(await _body(request))
+            case_id = sent.pop("case", None)
+            values = _checked(sent, kinds)
+            if request.path_params:
+                values["number"] = _case_number(request)
+            if case_id is not None:  # The number may be that of an earlier start.
+                values["number"] = worklist.number_of(case_id)
+            return _as_json(await run_in_threadpool(action, **values))
+
+        return Route(f"/{name}", answer, methods=["POST"])
 
     assets = StaticFiles(packages=[("crfrefine.tune", "assets")], html=True)
     routes = [
@@ -171,38 +172,36 @@ def make_app(
         Route("/case/{number}/describe", describe),
         Route("/case/{number}/plane/{version}", plane),
         Route("/case/{number}/projection/{version}", projection),
-        _post("case/{number}/find", find, _FIND),
-        _post("case/{number}/refine", refine, _STATE),
-        _post("case/{number}/choose", worklist.choose, _PARAMETERS),
-        _post("case/{number}/draw", worklist.draw, _STROKE),
-        _post("case/{number}/undo", worklist.undo, _MARK),
-        _post("case/{number}/redo", worklist.redo, _MARK),
-        _post("case/{number}/look", worklist.look, _MARK),
-        _post("case/{number}/save", save, _PARAMETERS),
-        _post("case/{number}/save-case", worklist.save_case, _PARAMETERS),
-        _post("open", worklist.open, {"number": int}),
-        _post("read-ahead", worklist.read_ahead, {"number": int}),
-        _post("count-changes", worklist.count_changes, _PARAMETERS),
-        _post("keep", worklist.keep, {}),
-        _post("review", worklist.review, _REVIEW),
-        _post("save-all", worklist.save_all, _PARAMETERS),
-        _post("save-anew", worklist.save_anew, _PARAMETERS),
-        _post("end", close, {}),
+        post("case/{number}/find", Tools.find, search),
+        post("case/{number}/refine", Session.refine, worklist.ask),
+        post("case/{number}/choose", worklist.choose),
+        post("case/{number}/draw", Session.draw, worklist.edit),
+        post("case/{number}/undo", Session.undo, worklist.edit),
+        post("case/{number}/redo", Session.redo, worklist.edit),
+        post("case/{number}/look", worklist.look),
+        post("case/{number}/save", Session.save, worklist.ask),
+        post("case/{number}/save-case", Session.save_case, worklist.in_case),
+        post("open", worklist.open),
+        post("read-ahead", worklist.read_ahead),
+        post("count-changes", worklist.count_changes),
+        post("keep", worklist.keep),
+        post("review", worklist.review),
+        post("save-all", worklist.save_all),
+        post("save-anew", worklist.save_anew),
+        post("end", close),
         Mount("/", assets),
     ]
     guards = [
-        Middleware(Guard, token=token, tickets=tickets),
+        Middleware(BaseHTTPMiddleware, dispatch=_guard(token, tickets)),
         Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
     ]
     refusals = {
         CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400),
         NoSuchCaseError: lambda request, error: _as_json({"error": str(error)}, 404),
     }
-    app = Starlette(
+    return Starlette(
         routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals
     )
-    app.state.number_of = worklist.number_of
-    return app
 
 
 def _case_number(request: Request) -> int:
@@ -213,57 +212,35 @@ def _case_number(request: Request) -> int:
     return int(sent)
 
 
-def _post(name: str, action: Callable[..., Json], kinds: Json) -> Route:
-    """Return the route of an action; a number of a case in the address is an argument, too."""
-
-    async def answer(request: Request) -> Response:
-        sent = _parsed(await _body(request))
-        name = sent.pop("case", None)
-        values = _checked(sent, kinds)
-        if request.path_params:
-            values["number"] = _case_number(request)
-        if name is not None:  # The number may be that of an earlier start.
-            values["number"] = request.app.state.number_of(name)
-        return _as_json(await run_in_threadpool(action, **values))
-
-    return Route(f"/{name}", answer, methods=["POST"])
-
-
 def _as_json(content: Json, status: int = 200) -> Response:
     # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
 
-class Guard(BaseHTTPMiddleware):
-    """Refuses addresses without the token, and adds the headers of every answer."""
+def _guard(token: str, tickets: list[str]) -> DispatchFunction:
+    """Return what refuses addresses without the token, and adds the headers of every answer."""
 
-    def __init__(self, app: ASGIApp, token: str, tickets: list[str]) -> None:
-        super().__init__(app)
-        self._token = token
-        self._tickets = tickets
-
-    async def dispatch(
-        self, request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Answer a request, or refuse to."""
+    async def dispatch(request: Request, answer: RequestResponseEndpoint) -> Response:
         sent_token = request.url.path.split("/")[1]
         # That of this page; None without a page.
         origin = request.headers.get("origin")
         is_own = origin in (None, f"http://{request.headers.get('host')}")
         response: Response
-        if sent_token in self._tickets:
-            self._tickets.remove(sent_token)
-            response = RedirectResponse(f"/{self._token}/", 303)
-        elif not secrets.compare_digest(sent_token.encode(), self._token.encode()):
+        if sent_token in tickets:
+            tickets.remove(sent_token)
+            response = RedirectResponse(f"/{token}/", 303)
+        elif not secrets.compare_digest(sent_token.encode(), token.encode()):
             response = PlainTextResponse(
                 "wrong address: take the one that crfrefine tune printed", 403
             )
         elif not is_own:
             response = PlainTextResponse("a page of another site may not ask this one", 403)
         else:
-            response = await call_next(request)
+            response = await answer(request)
         response.headers.update(_HEADERS)
         return response
+
+    return dispatch
 
 
 async def _body(request: Request) -> bytes:
@@ -285,6 +262,15 @@ def _parsed(content: str | bytes) -> Json:
     if not isinstance(sent, dict):
         raise InputError("expected a table")
     return sent
+
+
+def _kinds_of(act: Callable[..., object]) -> Json:
+    """Return the kinds of the values that an action takes, by their names."""
+    kinds = {}
+    for name, kind in get_type_hints(act).items():
+        if name != "return":
+            kinds[name] = getattr(kind, "__origin__", kind)  # that of a list, without its entries
+    return kinds
 
 
 def _checked(sent: Json, kinds: Json) -> Json:

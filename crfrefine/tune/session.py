@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from crfrefine.arrays.label_maps import box_around
 from crfrefine.base.array_types import Array, Integers
 from crfrefine.base.colors import color_of
 from crfrefine.base.notes import Note, NoteKind
@@ -21,7 +22,7 @@ from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.strokes import BACKGROUND
 from crfrefine.tune.brush import Limits, voxels_of_stroke
-from crfrefine.tune.case import enclose, open_case
+from crfrefine.tune.case import open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text
 from crfrefine.tune.controls import describe_controls
 from crfrefine.tune.corrections import (
@@ -177,10 +178,9 @@ class Session:
         that of the state of a number, `counter`. The result is None if the box has nothing to
         refine. A state that is not the newest is not computed: the answer is `{"is_stale": True}`.
         """
-        parameters = self.parameters(preset, changes)
         if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
-        self._chosen.choose(self.case.case_id, parameters)
+        parameters = self._chosen.choose(self.case.case_id, preset, changes)
         self._asked = parameters
         box = None
         if is_whole:
@@ -224,7 +224,7 @@ class Session:
         self,
         plane: int,
         place: Place,
-        path: Sequence[int],
+        path: list[int],
         value: int,
         *,
         shape: str,
@@ -247,7 +247,7 @@ class Session:
             drawn = tools.voxels(shape, plane, place, value, limits)
         else:
             drawn = voxels_of_stroke(self.case, plane, place, path, shape, radius)
-        drawn = limits.cut(drawn, self.drawing.values.shape)
+        drawn = limits.cut(drawn)
         if len(drawn):
             self.drawing.draw(Edit(drawn, value), mark)
         return self._drawn(drawn)
@@ -271,7 +271,7 @@ class Session:
         if len(voxels):
             box = self.case.upright_box(voxels)
             edited = self.results.edited
-            self.results.edited = box if edited is None else enclose(edited, box)
+            self.results.edited = box if edited is None else box_around((edited, box))
         return self.drawing.describe()
 
     def take_outside(self) -> bool:
@@ -306,8 +306,7 @@ class Session:
         corrections = self._chosen.corrections_of(self.case.case_id)
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
-        parameters = self.parameters(preset, changes)
-        self._chosen.choose(self.case.case_id, parameters)
+        parameters = self._chosen.choose(self.case.case_id, preset, changes)
         described = self.describe_parameters(parameters)
         segments = named_segments(self._inputs.reading.label_names)
         if isinstance(self.case.network, LabelMapNetwork) and self.case.segments:

@@ -64,15 +64,16 @@ def pack_plane(
     """
     if not case.has_plane(plane, place):
         raise InputError("no such plane")
-    _, across, up, _ = PLANES[plane]
+    _, across, up, through = PLANES[plane]
     num_rows = case.upright_grid[up]
     frame = None
-    if box is not None:
-        is_cut = [part.start <= at < part.stop for part, at in zip(box, place, strict=True)]
-        if all(is_cut[axis] for axis in range(len(box)) if axis not in (across, up)):
-            top = num_rows - box[up].stop
-            bottom = num_rows - box[up].start
-            frame = [top, bottom, box[across].start, box[across].stop]
+    # The plane may lie beside the box, unless there is no other plane.
+    if box is not None and (
+        len(box) == 2 or box[through].start <= place[through] < box[through].stop
+    ):
+        top = num_rows - box[up].stop
+        bottom = num_rows - box[up].start
+        frame = [top, bottom, box[across].start, box[across].stop]
 
     parts = []
     for name, array in layers.items():

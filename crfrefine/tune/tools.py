@@ -51,15 +51,10 @@ def fill_alike(
     margin[list(axes)] = REACH
     box = grown(tuple(slice(at, at + 1) for at in seed), margin.tolist(), grid)
     numbers, _ = ndimage.label(is_alike(box))
-    number = numbers[_inside(seed, box)]
+    number = numbers[tuple(at - part.start for at, part in zip(seed, box, strict=True))]
     if number == 0:
         raise InputError("nothing is filled: the voxel itself is out of the range, or protected")
     return box, numbers == number
-
-
-def _inside(place: Place, box: Box) -> tuple[int, ...]:
-    """Return the index in a box of a voxel of the grid."""
-    return tuple(at - part.start for at, part in zip(place, box, strict=True))
 
 
 def fill_between(
@@ -120,16 +115,17 @@ class Islands:
             raise InputError("nothing is found: no voxel has the label, or has changed")
         self._mask = mask
         self.box = box
+        self.corner = [part.start for part in box]
         self.numbers, _ = label_components(mask[box])  # (*box), 0 outside of the mask
-        self.sizes = np.bincount(self.numbers.ravel())  # in voxels, by number
+        sizes = np.bincount(self.numbers.ravel())  # in voxels, by number
         # the numbers, the largest island first; of equal ones the first in C order
-        self.by_size = (np.argsort(-self.sizes[1:], kind="stable") + 1).tolist()
+        self.by_size = (np.argsort(-sizes[1:], kind="stable") + 1).tolist()
 
     def number_at(self, place: Place) -> int:
         """Return the number of the island at a voxel; 0 without any."""
         if not self._mask[tuple(place)]:
             return 0
-        return int(self.numbers[_inside(place, self.box)])
+        return int(self.numbers[tuple(np.subtract(place, self.corner))])
 
     def following(self, place: Place) -> Json:
         """Return the island after the one at a voxel, by size, and a voxel in its middle.
@@ -143,7 +139,7 @@ class Islands:
         number = self.by_size[rank]
         voxels = np.argwhere(self.numbers == number)
         middle = np.square(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
-        found = voxels[middle] + [part.start for part in self.box]
+        found = voxels[middle] + self.corner
         return {
             "place": found.tolist(),
             "rank": rank + 1,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]  # a table
-Place = Sequence[int]  # a voxel of the upright grid, an index per axis
+Place = list[int]  # a voxel of the upright grid, an index per axis

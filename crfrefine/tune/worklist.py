@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from crfrefine.base.limits import memory_left
@@ -19,7 +20,7 @@ from crfrefine.cases.memory import bytes_of_case
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.inputs import RunInputs
 from crfrefine.tune.batch import Batch
-from crfrefine.tune.chosen import OF_CASE, OF_PAGE
+from crfrefine.tune.chosen import OF_CASE, OF_PAGE, to_text
 from crfrefine.tune.corrections import CORRECTED, OUTDATED, SAVED
 from crfrefine.tune.drawing import UnreadableDrawingError
 from crfrefine.tune.finding import number_of_first
@@ -40,18 +41,16 @@ class Worklist:
     def __init__(self, options: TuneOptions, inputs: RunInputs) -> None:
         self._inputs = inputs
         self.kept = KeptCases(options, inputs)
-        unreadable: dict[int, str] = {}
-        first = self._read_first(unreadable)
-        self.opened = OpenCase(first, self.kept.read, self._read_next)
+        self._refused: dict[int, str] = {}  # why cases could not be opened or saved
+        self.opened = OpenCase(self._read_first(), self.kept.read, self._read_next)
         self.batch = Batch(inputs, options.inputs, self.opened.give_way)
-        self.batch.refused = unreadable
         self._beginning = threading.Lock()  # Only one begins work on all cases.
 
-    def _read_first(self, unreadable: dict[int, str]) -> Session | None:
+    def _read_first(self) -> Session | None:
         """Read the case that the options name, else the first case to be done.
 
         If that cannot be read, it is the first case of all; of cases whose strokes are damaged, the
-        next one. What is wrong with them goes into `unreadable`. None means that all are damaged.
+        next one. None means that all are damaged.
         """
         options = self.kept.options
         first = number_of_first(self._inputs, options)
@@ -62,11 +61,15 @@ class Worklist:
             try:
                 return self.kept.read(candidate)
             except UnreadableDrawingError as error:
-                unreadable[candidate] = f"{self._inputs.cases[candidate].case_id}: {error}\n"
+                self._refuse(candidate, error)
             except CrfRefineError:
                 if candidate == first:
                     raise
         return None
+
+    def _refuse(self, number: int, error: CrfRefineError) -> None:
+        """Keep the reason why a case could not be opened or saved."""
+        self._refused[number] = f"{self._inputs.cases[number].case_id}: {error}\n"
 
     def number_of(self, name: object) -> int:
         """Return the number of a case by its name."""
@@ -79,40 +82,31 @@ class Worklist:
         """Return the open case; raise InputError if another one is open."""
         return self.opened.session(number)
 
-    def draw(self, number: int, **stroke: Any) -> Json:
-        """Draw a stroke in a case, as of `Session.draw`."""
-        return self._edit(number, lambda session: session.draw(**stroke))
+    def ask(self, number: int, act: Callable[..., Json], **sent: Any) -> Json:
+        """Return what an action of the open case gives; raise InputError if another one is open."""
+        return act(self.session(number), **sent)
 
-    def undo(self, number: int, mark: str) -> Json:
-        """Take the last stroke of a case back, if any."""
-        return self._edit(number, lambda session: session.undo(mark))
+    def in_case(self, number: int, act: Callable[..., Json], **sent: Any) -> Json:
+        """Return what an action of a case gives, as of `OpenCase.in_case`."""
+        self._require_case(number)
+        return self.opened.in_case(number, partial(act, **sent))
 
-    def redo(self, number: int, mark: str) -> Json:
-        """Draw the stroke of a case again that was taken back last, if any."""
-        return self._edit(number, lambda session: session.redo(mark))
+    def edit(self, number: int, act: Callable[..., Json], **sent: Any) -> Json:
+        """Return what an action gives that edits the strokes of a case, and the state of that."""
+        return {**self.in_case(number, act, **sent), "state": self.kept.state(number)}
 
     def look(self, number: int, mark: str) -> Json:
         """Return strokes and parameters of the open case, which others may have changed."""
         session = self.session(number)
         session.take_outside()
-        toml = session.describe_parameters(session.parameters(OF_CASE, {}))["toml"]
+        case_id = session.case.case_id
+        toml = to_text(self.kept.chosen.of_case(case_id), case_id)
         return {**session.drawing.describe(), "state": self.kept.state(number), "toml": toml}
-
-    def _edit(self, number: int, edit: Callable[[Session], Json]) -> Json:
-        """Edit the strokes of a case."""
-        self._require_case(number)
-        return {**self.opened.in_case(number, edit), "state": self.kept.state(number)}
-
-    def save_case(self, number: int, preset: str, changes: Json) -> Json:
-        """Write the strokes and the result of a case, as of `Session.save_case`."""
-        self._require_case(number)
-        return self.opened.in_case(number, lambda session: session.save_case(preset, changes))
 
     def choose(self, number: int, preset: str, changes: Json) -> Json:
         """Take parameters for a case, as of `ChosenParameters.resolve`."""
         self._require_case(number)
-        case_id = self._inputs.cases[number].case_id
-        self.kept.chosen.choose(case_id, self.kept.chosen.resolve(case_id, preset, changes))
+        self.kept.chosen.choose(self._inputs.cases[number].case_id, preset, changes)
         return {}
 
     def describe(self) -> Json:
@@ -127,7 +121,7 @@ class Worklist:
             counted = self.batch.describe(number, self.kept.chosen.of_page)
             cases.append({**self.kept.describe(number), **counted})
         refused = []
-        for number, why in dict(self.batch.refused).items():
+        for number, why in dict(self._refused).items():
             if cases[number]["state"] != SAVED:  # It may have been saved by itself.
                 refused.append(why)
         return {
@@ -171,12 +165,19 @@ class Worklist:
         return self._save_each((CORRECTED, OUTDATED), OF_PAGE)
 
     def _save_each(self, states: Sequence[str], preset: str) -> Json:
-        """Begin to save the cases in these states; return the cases."""
+        """Begin to save each case that is in these states when its turn comes; return the cases."""
+
+        def save(number: int) -> None:
+            if self.kept.state(number) in states:
+                try:
+                    self.in_case(number, Session.save_case, preset=preset, changes={})
+                except CrfRefineError as error:
+                    self._refuse(number, error)
+
         with self._beginning:
-            self.batch.save_all(
-                lambda number: self.kept.state(number) in states,
-                lambda number: self.save_case(number, preset, {}),
-            )
+            if not self.batch.is_saving:
+                self._refused = {}
+                self.batch.save_all(save)
         return self.describe()
 
     def count_changes(self, preset: str, changes: Json) -> Json:

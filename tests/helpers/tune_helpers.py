@@ -178,6 +178,9 @@ STROKE = {
     "mark": "",
 }
 
+# The parameters that the page was opened with.
+UNCHANGED = {"preset": "", "changes": {}}
+
 
 def states(worklist):
     return [entry["state"] for entry in worklist.describe()["cases"]]

@@ -31,7 +31,7 @@ def drawn(case, path, shape="disk", radius=0.0, within=None, plane=0):
     places = voxels_of_stroke(case, plane, PLACE, path, shape, radius)
     if within is not None:
         limits = Limits(case, within, lambda index: case.network_labels[index])
-        places = limits.cut(places, case.network_labels.shape)
+        places = limits.cut(places)
     is_drawn = np.zeros(case.network_labels.size, bool)
     is_drawn[places] = True
     upright = case.upright.apply(is_drawn.reshape(case.network_labels.shape))

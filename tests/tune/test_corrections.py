@@ -14,6 +14,7 @@ import pytest
 from cli_helpers import run_here
 from tune_helpers import (
     STROKE,
+    UNCHANGED,
     new_session,
     options_for,
     states,
@@ -28,12 +29,13 @@ from crfrefine.tune.corrections import CORRECTED, SAVED, UNTOUCHED, Corrections
 from crfrefine.tune.drawing import Drawing
 from crfrefine.tune.edits import Edit
 from crfrefine.tune.finding import find_cases_to_show
+from crfrefine.tune.session import Session
 from crfrefine.tune.worklist import Worklist
 
 
 def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, options):
     worklist.open(1)
-    assert worklist.draw(0, **STROKE)["state"] == CORRECTED
+    assert worklist.edit(0, Session.draw, **STROKE)["state"] == CORRECTED
     assert worklist.describe()["open"] == 1
     assert new_session(options).drawing.values.any()
     worklist.open(0)
@@ -42,9 +44,9 @@ def test_a_stroke_of_a_tab_whose_case_is_no_longer_open_is_kept(worklist, option
 
 def test_a_stroke_that_is_sent_twice_is_drawn_once(worklist):
     for mark in ("one", "one", "two"):
-        worklist.draw(0, **STROKE | {"mark": mark})
+        worklist.edit(0, Session.draw, **STROKE | {"mark": mark})
     for mark in ("three", "three", "four"):
-        described = worklist.undo(0, mark)
+        described = worklist.edit(0, Session.undo, mark=mark)
     assert described["can_undo"] is False
 
 
@@ -55,7 +57,7 @@ def test_a_full_disk_is_told_and_all_is_written_once_there_is_room(worklist, opt
     with monkeypatch.context() as patched:
         patched.setattr(drawing, "write_small_file", fails)
         patched.setattr(review, "write_small_file", fails)
-        assert "the disk is full" in worklist.draw(0, **STROKE)["problem"]
+        assert "the disk is full" in worklist.edit(0, Session.draw, **STROKE)["problem"]
         assert worklist.describe()["folder"]["num_lost"] == 1
         worklist.review(1, "done", "kept")
         assert worklist.describe()["folder"]["num_lost"] == 2
@@ -76,12 +78,12 @@ def test_without_a_folder_one_is_offered_and_takes_all_strokes(study, tmp_path, 
     worklist = Worklist(options, find_cases_to_show(options))
     for number in (0, 1):
         worklist.open(number)
-        worklist.draw(number, **STROKE)
+        worklist.edit(number, Session.draw, **STROKE)
     folder = worklist.describe()["folder"]
     path = str(tmp_path / "corrections-2")
     assert folder == {"path": path, "is_used": False, "num_lost": 2, "problem": ""}
     assert worklist.keep_lost() == path
-    worklist.save_case(1, "", {})
+    worklist.in_case(1, Session.save_case, **UNCHANGED)
     assert states(worklist) == [CORRECTED, SAVED, UNTOUCHED]
     assert sorted(file.name for file in (tmp_path / "corrections-2" / "drawing").iterdir()) == [
         "a.json",
@@ -112,7 +114,7 @@ def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept
     monkeypatch.chdir(tmp_path)
     options = options_for(*study)
     worklist = Worklist(options, find_cases_to_show(options))
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     is_reading = threading.Event()
     reads_on = threading.Event()
 
@@ -130,7 +132,7 @@ def test_strokes_of_a_case_that_was_read_ahead_while_a_folder_was_taken_are_kept
     reads_on.set()
     keeper.join(60)
     worklist.open(1)
-    worklist.draw(1, **STROKE)
+    worklist.edit(1, Session.draw, **STROKE)
     assert worklist.describe()["folder"]["num_lost"] == 0
     worklist.end()
     kept = sorted(path.name for path in (tmp_path / "corrections" / "drawing").iterdir())
@@ -203,12 +205,12 @@ def test_notes_that_were_made_without_a_folder_are_written_with_the_strokes(
 def test_strokes_after_a_save_that_failed_are_there_again(worklist, options, monkeypatch):
     """The file of strokes was written, its result was not: nobody else has changed it."""
     opened = worklist.session(0)
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     refined = Corrections.of_case("a", options.corrections).refined
     refined.mkdir(parents=True)
     with pytest.raises(CrfRefineError):
         opened.save_case("", {})
-    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 4], "value": 1})
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2, 2, 4], "value": 1})
     drawn = opened.drawing.values
     worklist.end()
     refined.rmdir()
@@ -218,7 +220,7 @@ def test_strokes_after_a_save_that_failed_are_there_again(worklist, options, mon
 
 
 def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     refined = Corrections.of_case("a", options.corrections).refined
     refined.mkdir(parents=True)
     worklist.save_all("", {})
@@ -232,7 +234,7 @@ def test_a_case_that_was_saved_after_all_is_no_longer_told(worklist, options):
 def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
     study, options, worklist, tmp_path
 ):
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     drawn = worklist.session(0).drawing.values
     worklist.end()
     like = read_volume(study[1] / "a.nii.gz")
@@ -256,7 +258,7 @@ def test_given_strokes_are_drawn_over_those_of_earlier_corrections_once(
 
 def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypatch):
     """Of a case that is opened while *Save all* writes it."""
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     open_session = worklist.session(0)
     other = worklist.kept.read(0)
     is_writing = threading.Event()
@@ -273,7 +275,7 @@ def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypat
     first = threading.Thread(target=other.save_case, args=("", {}))
     first.start()
     assert is_writing.wait(60)
-    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
     second = threading.Thread(target=open_session.save_case, args=("", {}))
     second.start()
     second.join(1)
@@ -287,9 +289,9 @@ def test_two_saves_of_a_case_do_not_mix_their_files(worklist, options, monkeypat
 
 
 def test_a_case_is_saved_that_another_tab_has_left_meanwhile(worklist):
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     worklist.open(1)
-    worklist.save_case(0, "", {})
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     assert states(worklist)[:2] == [SAVED, UNTOUCHED]
     assert worklist.describe()["open"] == 1
 
@@ -311,7 +313,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, options, content):
-    worklist.draw(1, **STROKE)
+    worklist.edit(1, Session.draw, **STROKE)
     worklist.end()
     path = Corrections.of_case("b", options.corrections).drawing
     if isinstance(content, dict):
@@ -335,8 +337,8 @@ def test_a_damaged_drawing_is_told_with_its_remedy_and_stays_as_it_is(worklist, 
 def test_damaged_drawings_of_the_first_cases_do_not_end_the_program(worklist, options, num_damaged):
     """Those with their undone strokes, or, of the first case of all, those that were saved."""
     files = [Corrections.of_case(name, options.corrections) for name in "abc"[:num_damaged]]
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     kept = files[0].drawing.read_bytes()
     worklist.end()
     for corrections in files:
@@ -368,8 +370,8 @@ def test_a_result_of_an_image_that_was_exchanged_is_not_saved(tmp_path):
     folders, labels = write_labeled(tmp_path, "a", "b")
     options = replace(options_for(folders, labels), corrections=tmp_path / "corrections")
     first = Worklist(options, find_cases_to_show(options))
-    first.draw(0, **STROKE)
-    first.save_case(0, "", {})
+    first.edit(0, Session.draw, **STROKE)
+    first.in_case(0, Session.save_case, **UNCHANGED)
     assert states(first) == [SAVED, UNTOUCHED]
     first.end()
     other = (folders.images / "b_0000.nii.gz").read_bytes()
@@ -402,7 +404,7 @@ def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
     options = options_for(*study)
     worklist = Worklist(options, find_cases_to_show(options))
     for number in (0, 1):
-        worklist.draw(number, **STROKE)
+        worklist.edit(number, Session.draw, **STROKE)
 
     def is_full(self):
         raise InputError("the disk is full")
@@ -419,9 +421,9 @@ def test_a_folder_that_could_not_be_taken_whole_is_taken_at_the_next_try(
 
 
 def test_a_folder_that_was_removed_is_made_again(worklist, options):
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     shutil.rmtree(options.corrections)
-    assert worklist.draw(0, **STROKE | {"path": [2, 2]})["problem"]
+    assert worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2]})["problem"]
     assert worklist.keep()["folder"]["problem"] == ""
     assert new_session(options).drawing.describe()["drawn"] == 3
 
@@ -442,8 +444,8 @@ def test_a_lock_that_a_full_disk_does_not_take_is_told(options, monkeypatch):
 
 def saved_strokes(worklist, path):
     """Draw and save a case; return the values of its strokes."""
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     return read_volume(path).data
 
 
@@ -458,9 +460,9 @@ def change_strokes(path, voxels, value):
 @pytest.mark.parametrize("taken_by", ["look", "save", "open"])
 def test_strokes_changed_elsewhere_and_those_drawn_since_are_both_kept(worklist, options, taken_by):
     files = Corrections.of_case("a", options.corrections)
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {})
-    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
     expected = worklist.session(0).drawing.values.copy()
     elsewhere = np.s_[8:11, 2:4, 5:7]
     assert not expected[elsewhere].any()
@@ -472,10 +474,12 @@ def test_strokes_changed_elsewhere_and_those_drawn_since_are_both_kept(worklist,
         worklist.open(1)
         worklist.open(0)
         assert "changed elsewhere" in worklist.session(0).describe()["notes"][-1]
-    assert worklist.save_case(0, "", {})["strokes"]["drawn"] == np.count_nonzero(expected)
+    assert worklist.in_case(0, Session.save_case, **UNCHANGED)["strokes"][
+        "drawn"
+    ] == np.count_nonzero(expected)
     np.testing.assert_array_equal(read_volume(files.strokes).data, expected)
     assert states(worklist)[0] == SAVED
-    assert worklist.undo(0, "")["drawn"] < np.count_nonzero(expected)
+    assert worklist.edit(0, Session.undo, mark="")["drawn"] < np.count_nonzero(expected)
 
 
 def save_strokes(path, values, affine):
@@ -503,7 +507,10 @@ def test_strokes_that_infer_refuses_are_refused_and_stay(worklist, options, chan
         written = expected.copy()
         written[0, 0, 0] = 9
     save_strokes(path, written, affine)
-    for act in (lambda: worklist.look(0, ""), lambda: worklist.save_case(0, "", {})):
+    for act in (
+        lambda: worklist.look(0, ""),
+        lambda: worklist.in_case(0, Session.save_case, **UNCHANGED),
+    ):
         with pytest.raises(CrfRefineError, match=r"strokes.a\.nii\.gz"):
             act()
     np.testing.assert_array_equal(worklist.session(0).drawing.values, expected)
@@ -515,21 +522,27 @@ def test_a_case_whose_saved_strokes_were_removed_is_to_be_saved_again(worklist, 
     expected = saved_strokes(worklist, path).copy()
     path.unlink()
     assert states(worklist)[0] == CORRECTED
-    worklist.save_case(0, "", {})
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     np.testing.assert_array_equal(read_volume(path).data, expected)
 
 
 def test_strokes_that_another_program_left_unreadable_are_not_overwritten(worklist, options):
     files = Corrections.of_case("a", options.corrections)
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     files.strokes.write_bytes(b"no image")
-    for act in (lambda: worklist.look(0, ""), lambda: worklist.save_case(0, "", {})):
+    for act in (
+        lambda: worklist.look(0, ""),
+        lambda: worklist.in_case(0, Session.save_case, **UNCHANGED),
+    ):
         with pytest.raises(CrfRefineError, match=r"strokes.a\.nii\.gz"):
             act()
     assert files.strokes.read_bytes() == b"no image"
     files.drawing.write_bytes(b"{")
-    assert "changed elsewhere" in worklist.draw(0, **STROKE | {"path": [2, 2]})["problem"]
+    assert (
+        "changed elsewhere"
+        in worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2]})["problem"]
+    )
     assert files.drawing.read_bytes() == b"{"
     files.drawing.unlink()
     files.strokes.unlink()
@@ -540,39 +553,42 @@ def test_strokes_that_another_program_left_unreadable_are_not_overwritten(workli
 def test_a_drawing_that_another_program_has_written_is_taken(worklist, options):
     """From another machine, onto which the folder was copied."""
     file = Corrections.of_case("a", options.corrections).drawing
-    worklist.draw(0, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE)
     earlier = file.read_bytes()
-    worklist.draw(0, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2, 2, 9], "value": 1})
     other = file.read_bytes()
-    worklist.undo(0, "")
+    worklist.edit(0, Session.undo, mark="")
     file.write_bytes(other)
-    assert worklist.draw(0, **STROKE | {"path": [9, 9], "value": 2})["drawn"] == 2 + 8 + 1
+    assert (
+        worklist.edit(0, Session.draw, **STROKE | {"path": [9, 9], "value": 2})["drawn"]
+        == 2 + 8 + 1
+    )
     file.write_bytes(earlier)
     assert worklist.look(0, "")["drawn"] == 2
-    assert worklist.undo(0, "")["drawn"] > 2, "nothing is gone"
+    assert worklist.edit(0, Session.undo, mark="")["drawn"] > 2, "nothing is gone"
 
 
 def test_a_result_that_another_program_has_changed_gets_another_name(worklist, options):
     refined = Corrections.of_case("a", options.corrections).refined
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {})
-    worklist.save_case(0, "", {})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
+    worklist.in_case(0, Session.save_case, **UNCHANGED)
     assert not (options.corrections / "replaced").exists()
     change_strokes(refined, np.s_[1:3, 2:4, 5:7], 3)
     changed = refined.read_bytes()
-    assert "-a.nii.gz now" in worklist.save_case(0, "", {})["saved"]
+    assert "-a.nii.gz now" in worklist.in_case(0, Session.save_case, **UNCHANGED)["saved"]
     (replaced,) = (options.corrections / "replaced").iterdir()
     assert replaced.read_bytes() == changed
 
 
 def test_an_edit_that_is_sent_again_after_a_restart_is_done_once(worklist, options):
-    worklist.draw(0, **STROKE | {"mark": "one"})
-    worklist.draw(0, **STROKE | {"path": [2, 2], "mark": "two"})
-    worklist.undo(0, "three")
+    worklist.edit(0, Session.draw, **STROKE | {"mark": "one"})
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2], "mark": "two"})
+    worklist.edit(0, Session.undo, mark="three")
     worklist.end()
     again = Worklist(options, find_cases_to_show(options))
-    again.undo(0, "three")
-    assert again.draw(0, **STROKE | {"path": [3, 3], "mark": "two"})["drawn"] == 2
+    again.edit(0, Session.undo, mark="three")
+    assert again.edit(0, Session.draw, **STROKE | {"path": [3, 3], "mark": "two"})["drawn"] == 2
     again.end()
 
 

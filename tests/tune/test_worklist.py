@@ -10,6 +10,7 @@ import pytest
 from cli_helpers import run_here
 from tune_helpers import (
     STROKE,
+    UNCHANGED,
     Page,
     missing_server,
     new_session,
@@ -39,6 +40,7 @@ from crfrefine.tune.corrections import (
 from crfrefine.tune.finding import find_cases_to_show
 from crfrefine.tune.kept import KeptCases
 from crfrefine.tune.opened import OpenCase
+from crfrefine.tune.session import Session
 from crfrefine.tune.worklist import Worklist
 
 
@@ -110,8 +112,8 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
         worklist.session(number).save_case("", {})
     changes = {"bilateral.weight": 3.0}
     worklist.choose(2, "", changes)
-    worklist.draw(0, **STROKE | {"path": [2, 2]})
-    worklist.draw(2, **STROKE)
+    worklist.edit(0, Session.draw, **STROKE | {"path": [2, 2]})
+    worklist.edit(2, Session.draw, **STROKE)
     assert states(worklist) == [CORRECTED, OUTDATED, CORRECTED]
     worklist.save_all("case", {})
     worklist.batch._saving.result(60)
@@ -131,8 +133,8 @@ def test_what_was_saved_with_other_parameters_is_told_and_saved_again(worklist, 
 
 def test_parameters_are_those_of_the_folder_until_the_page_is_opened_with_others(worklist, options):
     """A saved case has its own; a damaged file is told, and stays as it is."""
-    worklist.draw(0, **STROKE)
-    worklist.save_case(0, "", {"bilateral.weight": 2.0})
+    worklist.edit(0, Session.draw, **STROKE)
+    worklist.in_case(0, Session.save_case, preset="", changes={"bilateral.weight": 2.0})
     worklist.choose(1, "case", {"bilateral.weight": 3.0})
     chosen = [worklist.kept.chosen.of_case(name).bilateral[0].weight for name in "abc"]
     assert chosen == [2.0, 3.0, 3.0]
@@ -190,12 +192,12 @@ def test_strokes_changed_elsewhere_are_taken_and_those_drawn_here_come_back_by_u
 
 def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
     worklist.read_ahead(1)
-    number, future, refining = worklist.opened._ahead._next
-    session = future.result(60)
-    refining.result(60)
-    assert number == 1
+    reading = worklist.opened._reading
+    session = reading.result(60)
+    worklist.opened._refining.result(60)
+    assert session.number == 1
     worklist.read_ahead(1)
-    assert worklist.opened._ahead._next[:2] == (1, future)
+    assert worklist.opened._reading is reading
     expected = session.shown[0]
     assert session.shown.parameters is not None
     monkeypatch.setattr(CaseRefiner, "refine", None)
@@ -205,13 +207,23 @@ def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, mo
     assert session.shown[0] is expected
 
 
+def test_the_result_of_a_case_that_is_no_longer_the_next_one_is_not_computed(worklist):
+    worklist.session(0)._num_computing = 1  # The page waits, and so does what gives way to it.
+    worklist.read_ahead(1)
+    dropped = worklist.opened._reading.result(60)
+    refining = worklist.opened._refining
+    worklist.read_ahead(2)
+    refining.result(60)
+    assert dropped.shown.parameters is None
+
+
 def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
     worklist = Worklist(options, find_cases_to_show(options))
     limited = replace(options.inputs, max_memory=1)
     worklist.kept.options = replace(options, inputs=limited)
     try:
         worklist.read_ahead(1)
-        assert worklist.opened._ahead._next.reading.result(60) is None
+        assert worklist.opened._reading.result(60) is None
     finally:
         worklist.end()
 
@@ -301,8 +313,8 @@ def test_a_case_that_was_read_while_a_folder_was_chosen_is_saved_in_it(
         assert worklist.keep()["folder"]["path"] == str(folder)
         may_end.set()
         opener.join(60)
-        worklist.draw(1, **STROKE)
-        worklist.save_case(1, "", {})
+        worklist.edit(1, Session.draw, **STROKE)
+        worklist.in_case(1, Session.save_case, **UNCHANGED)
         assert Corrections.of_case("b", folder).refined.exists()
     finally:
         worklist.end()
@@ -324,13 +336,13 @@ def test_changes_are_counted_as_infer_counts_them(worklist, study, options, tmp_
 
 def test_counting_gives_way_to_a_stroke_and_ends_with_the_page(worklist, monkeypatch):
     begun = threading.Event()
-    count = Batch._count_changed
+    give_way = worklist.batch._give_way
 
-    def counted(self, *case):
+    def giving_way(*progress):
         begun.set()
-        return count(self, *case)
+        give_way(*progress)
 
-    monkeypatch.setattr(Batch, "_count_changed", counted)
+    monkeypatch.setattr(worklist.batch, "_give_way", giving_way)
     worklist.session(0)._num_computing = 1  # as while a request waits for its result
     worklist.count_changes("", {})
     assert begun.wait(60)
@@ -414,11 +426,11 @@ def test_each_part_of_the_work_runs_without_the_others(options):
 
     saved = []
     batch = Batch(inputs, options.inputs, lambda *progress: None)
-    batch.save_all(lambda number: number != 1, saved.append)
+    batch.save_all(saved.append)
     batch.count_changes(options.inputs.parameters)
     batch._saving.result(60)
     batch._counting.result(60)
-    assert saved == [0, 2]
+    assert saved == [0, 1, 2]
     assert all(batch.describe(number, options.inputs.parameters)["changed"] for number in range(3))
     batch.end()
 
@@ -431,7 +443,7 @@ def test_parameters_reach_the_output_though_their_file_in_the_folder_is_damaged(
     (tmp_path / "page.json").write_bytes(content)
     chosen = ChosenParameters(options.inputs.parameters, output)
     chosen.keep_in(tmp_path)
-    chosen.choose("a", chosen.of_page.replace(**{"bilateral.weight": 3.25}))
+    chosen.choose("a", "page", {"bilateral.weight": 3.25})
     assert CrfParameters.load(output) == chosen.of_page
     assert "move it away" in chosen.problem
     assert (tmp_path / "page.json").read_bytes() == content
