@@ -53,7 +53,7 @@ class LearnedGroups(nn.Module):
         return None if raw is None else FORMS[name].from_raw(raw)
 
     def values_of(self, group: str) -> list[Tensor]:
-        """Return the weights, or the bandwidths ("theta"), of all kernels."""
+        """Return the values of the tensors of a group, but of the compatibility."""
         values = [self.value(name) for name in _MEMBERS[group]]
         return [value for value in values if value is not None]
 

@@ -39,7 +39,7 @@ from crfrefine.train.fit import spread_out
 from crfrefine.train.guided import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, as_channels
 from crfrefine.train.material import Material
 from crfrefine.train.model import mean_tensor, refiner_of
-from crfrefine.train.starts import BATCH_SIZE, voxel_length
+from crfrefine.train.starts import BATCH_SIZE, spread, voxel_length
 
 # The rules that keep the largest component: that of all labels together, or that of each label.
 LARGEST_RULES = tuple(PostprocessParameters(keep_largest=kind) for kind in ("foreground", "each"))
@@ -77,47 +77,6 @@ class VectorScaling:
         return logits / temperature + as_channels(bias, logits.ndim)
 
 
-class _ScalingModel:
-    """Vector scaling whose temperature, biases or both are learned; the other values are fixed."""
-
-    def __init__(self, fixed: VectorScaling, learned: Sequence[str]) -> None:
-        self._fixed = fixed
-        is_learned = "temperature" in learned
-        log_temperature = 0.0 if is_learned else math.log(fixed.temperature)
-        self._log_temperature = torch.tensor(log_temperature, requires_grad=is_learned)
-        self._bias = torch.zeros(len(fixed.bias), requires_grad="bias" in learned)
-        # Biases that are not learned are those of the logits, before any temperature divides them.
-        self._shift = torch.zeros(1, 1)
-        if not self._bias.requires_grad:
-            self._shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The tensors that are learned."""
-        return [value for value in (self._log_temperature, self._bias) if value.requires_grad]
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Return recalibrated (L, N) logits."""
-        temperature = self._log_temperature.exp().to(logits.device)
-        bias = self._bias.to(logits.device)[:, None]
-        return (logits + self._shift.to(logits.device)) / temperature + bias
-
-    def result(self, *, are_labels: bool) -> VectorScaling:
-        """Return the present values; biases of labels, which a softmax follows, have the mean 0."""
-        fixed = self._fixed
-        temperature = fixed.temperature
-        if self._log_temperature.requires_grad:
-            temperature = float(self._log_temperature.detach().exp())
-        if not self._bias.requires_grad:
-            bias = tuple(value * fixed.temperature / temperature for value in fixed.bias)
-            return VectorScaling(temperature, bias)
-        learned = self._bias.detach()
-        if are_labels:
-            # A constant in all biases changes no softmax; in log-odds of regions it does matter.
-            learned = learned - learned.mean()
-        return VectorScaling(temperature, tuple(learned.tolist()))
-
-
 def fit_scaling(
     material: Material,
     cases: Sequence[int],
@@ -126,12 +85,21 @@ def fit_scaling(
 ) -> VectorScaling:
     """Fit temperature, biases or both on some cases with the loss of the CRF.
 
-    `fixed` has the values that are not learned.
+    `fixed` has the values that are not learned. Biases of labels, which a softmax follows, have the
+    mean 0.
     """
     if fixed is None:
         fixed = VectorScaling(1.0, (0.0,) * material.plan.cases.sizes[0])
-    model = _ScalingModel(fixed, learned)
-    values = model.values
+    has_temperature = "temperature" in learned
+    has_bias = "bias" in learned
+    initial = 0.0 if has_temperature else math.log(fixed.temperature)
+    log_temperature = torch.tensor(initial, requires_grad=has_temperature)
+    bias = torch.zeros(len(fixed.bias), requires_grad=has_bias)
+    # Biases that are not learned are those of the logits, before any temperature divides them.
+    shift = torch.zeros(1, 1)
+    if not has_bias:
+        shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
+    values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
@@ -139,10 +107,13 @@ def fit_scaling(
 
     def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
         logits, labels = voxels
-        return torch.autograd.grad(material.loss(model.apply(logits), labels), values)
+        device = logits.device
+        temperature = log_temperature.exp().to(device)
+        scaled = (logits + shift.to(device)) / temperature + bias.to(device)[:, None]
+        return torch.autograd.grad(material.loss(scaled, labels), values)
 
     for step in range(SCALING_STEPS):
-        drawn = material.draw(step, cases, BATCH_SIZE)
+        _, drawn = material.draw(step, cases, BATCH_SIZE)
         shares = []
         for case in drawn:
             logits, labels = material.voxels[case]
@@ -154,7 +125,17 @@ def fit_scaling(
             value.grad = mean_tensor(parts)
         optimizer.step()
         schedule.step()
-    return model.result(are_labels=material.crops[0].regions is None)
+
+    found = fixed.temperature
+    if has_temperature:
+        found = float(log_temperature.detach().exp())
+    if not has_bias:
+        return VectorScaling(found, tuple(one * fixed.temperature / found for one in fixed.bias))
+    biases = bias.detach()
+    if material.crops[0].regions is None:
+        # A constant in all biases changes no softmax; in log-odds of regions it does matter.
+        biases = biases - biases.mean()
+    return VectorScaling(found, tuple(biases.tolist()))
 
 
 def score_choices(
@@ -248,9 +229,7 @@ def calibrate(
         return None
     if scaling is None or len(learned) < len(SCALED):
         initial = base.mean_field.temperature
-        fixed_bias = base.mean_field.bias
-        if not isinstance(fixed_bias, tuple):
-            fixed_bias = (fixed_bias,) * material.plan.cases.sizes[0]
+        fixed_bias = spread(base.mean_field.bias, material.plan.cases.sizes[0])
         fixed = VectorScaling(initial, tuple(bias / initial for bias in fixed_bias))
         scaling = fit_scaling(material, cases, learned=learned, fixed=fixed)
 

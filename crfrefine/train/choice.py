@@ -173,7 +173,13 @@ def choose_candidate(candidates: Sequence[Candidate], num_cases: int) -> Candida
     """
     if num_cases < MIN_CASES:
         candidates = [each for each in candidates if each.kind in (CALIBRATION, CRF)]
-    compared = _of_one_weight(candidates, num_cases)
+    has_biases = any(candidate.kind.startswith(WITH_BIASES) for candidate in candidates)
+    wants_biases = has_biases and num_cases >= MIN_FOR_BIASES
+    compared = []
+    for candidate in candidates:
+        with_biases = candidate.kind.startswith(WITH_BIASES)
+        if not candidate.kind.startswith(ONE_WEIGHT) or with_biases == wants_biases:
+            compared.append(candidate)
     useful = [candidate for candidate in compared if candidate.is_useful]
     if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in compared):
         return _gentlest_of_best(useful)
@@ -191,18 +197,6 @@ def choose_candidate(candidates: Sequence[Candidate], num_cases: int) -> Candida
     if num_cases >= MIN_FOR_MANY_WEIGHTS and is_gain(trained.values - gentler.values, CLEARLY):
         return trained
     return gentler
-
-
-def _of_one_weight(candidates: Sequence[Candidate], num_cases: int) -> list[Candidate]:
-    """Return the candidates whose one weight comes with biases, or without, as cases allow."""
-    has_biases = any(candidate.kind.startswith(WITH_BIASES) for candidate in candidates)
-    wants_biases = has_biases and num_cases >= MIN_FOR_BIASES
-    taken = []
-    for candidate in candidates:
-        with_biases = candidate.kind.startswith(WITH_BIASES)
-        if not candidate.kind.startswith(ONE_WEIGHT) or with_biases == wants_biases:
-            taken.append(candidate)
-    return taken
 
 
 def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:

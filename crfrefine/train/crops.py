@@ -89,6 +89,11 @@ class Crop:
 
         return find_leads(self.logits, self.mask)
 
+    @cached_property
+    def network_counts(self) -> Integers:
+        """The (L, L) voxels inside the mask by reference and label of the channels."""
+        return self.count(decode(self.logits.astype(np.float32), self.regions))
+
     def count(self, labels: Array) -> Integers:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
         return count_confusion(self.labels[self.mask], labels[self.mask], self.num_labels)
@@ -241,20 +246,12 @@ def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
 
     The files have no names, and vanish with the crop or with the process.
     """
-    num_bytes = crop.image.nbytes + crop.logits.nbytes + crop.labels.nbytes + crop.mask.nbytes
-    if num_bytes <= max_bytes:
+    arrays = {name: getattr(crop, name) for name in ("image", "logits", "labels", "mask")}
+    if sum(array.nbytes for array in arrays.values()) <= max_bytes:
         return crop
-    return replace(
-        crop,
-        image=_map_array(crop.image),
-        logits=_map_array(crop.logits),
-        labels=_map_array(crop.labels),
-        mask=_map_array(crop.mask),
-    )
-
-
-def _map_array(array: Array) -> Array:
-    with tempfile.TemporaryFile() as file:
-        np.ascontiguousarray(array).tofile(file)
-        file.flush()
-        return np.memmap(file, array.dtype, "r", shape=array.shape)
+    for name, array in arrays.items():
+        with tempfile.TemporaryFile() as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            arrays[name] = np.memmap(file, array.dtype, "r", shape=array.shape)
+    return replace(crop, **arrays)

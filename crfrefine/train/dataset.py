@@ -239,22 +239,21 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     filled = []
     unknown = []
     for header in headers:
+        case_id = header.files.case_id
         grid = WorkGrid(header.images[0])
         if any(companion.turning for companion in header.companions):
-            turned.append(header.files.case_id)
+            turned.append(case_id)
         parts = [grid.part(companion, "labels") for companion in header.companions]
         if any(part is not None and part.num_inside < part.num_voxels for part in parts):
-            filled.append(header.files.case_id)
+            filled.append(case_id)
         if any(note.kind is NoteKind.UNKNOWN_FRAME for note in header.notes):
-            unknown.append(header.files.case_id)
-    notes = []
-    if turned:
-        notes.append(NoteKind.TURNED_CASES(cases=turned))
-    if filled:
-        notes.append(NoteKind.FILLED_CASES(cases=filled))
-    if unknown:
-        notes.append(NoteKind.FRAME_CASES(cases=unknown))
-    return notes
+            unknown.append(case_id)
+    notes = [
+        NoteKind.TURNED_CASES(cases=turned),
+        NoteKind.FILLED_CASES(cases=filled),
+        NoteKind.FRAME_CASES(cases=unknown),
+    ]
+    return [note for note in notes if note.values["cases"]]
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, threads: int) -> Case:

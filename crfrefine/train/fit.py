@@ -57,7 +57,8 @@ class Trajectory:
         self._material = material
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
-        self._parameters: dict[int, CrfParameters] = {}  # as a file holds them, by scored step
+        # The records of steps that have a score, and the parameters then, as a file holds them.
+        self._scored: list[tuple[dict[str, Any], CrfParameters]] = []
 
         self.model = Model(
             start.parameters, material.plan.learn, material.plan.cases.sizes, material.device
@@ -127,17 +128,12 @@ class Trajectory:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
         if not math.isnan(score):
-            self._parameters[self.optimizer_step] = rounded(self.model.to_parameters())
-
-    @property
-    def _scored(self) -> list[dict[str, Any]]:
-        """The records of steps that were scored, and have a score."""
-        return [record for record in self.history if record["iteration"] in self._parameters]
+            self._scored.append((self.history[-1], rounded(self.model.to_parameters())))
 
     @property
     def best_score(self) -> float:
         """The highest score so far; minus infinity before the first one."""
-        return max((record["score"] for record in self._scored), default=-math.inf)
+        return max((record["score"] for record, _ in self._scored), default=-math.inf)
 
     @property
     def best(self) -> Candidate | None:
@@ -147,17 +143,15 @@ class Trajectory:
         a missing loss is the worst one.
         """
         lowest = self.best_score - setup.EQUAL_DICE
-        ranks = {}
-        for record in self._scored:
+        best = None
+        best_rank = (math.inf, math.inf)
+        for record, parameters in self._scored:
             loss = record["deciding_loss"]
-            if math.isnan(loss):
-                loss = math.inf
-            if record["score"] > lowest:
-                ranks[record["iteration"]] = (loss, -record["score"])
-        if not ranks:
-            return None
-        step = min(ranks, key=ranks.__getitem__)
-        return Candidate(CRF, self.start.name, self._parameters[step], step)
+            rank = (math.inf if math.isnan(loss) else loss, -record["score"])
+            if record["score"] > lowest and rank < best_rank:
+                best_rank = rank
+                best = Candidate(CRF, self.start.name, parameters, record["iteration"])
+        return best
 
     def is_over(self) -> bool:
         """Return whether training ends.

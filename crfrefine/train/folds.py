@@ -158,10 +158,8 @@ def measure_fold(number: int, folds: Sequence[Training], material: Material) -> 
 
     held_out = [plan.cases.files[case] for case in fold.split.held_out]
     values = material.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
-    measured = {}
-    for files, values_of_case in zip(held_out, values, strict=True):
-        measured[files.case_id] = values_of_case
-    fold = replace(fold, measured=measured)
+    case_ids = [files.case_id for files in held_out]
+    fold = replace(fold, measured=dict(zip(case_ids, values, strict=True)))
     material.progress.training_ended(fold.name, f"{fold.name}: {fold.describe()}")
     return _kept(number, fold, material)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.region_scheme import decode, probabilities_of
-from crfrefine.base.array_types import Array, Integers
+from crfrefine.arrays.region_scheme import probabilities_of
+from crfrefine.base.array_types import Array
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.engines import get_backend, is_available
@@ -45,13 +45,23 @@ _FOREGROUND_SHARE = 0.1
 _GOLDEN = 0.6180339887498949
 
 
-class CropTensors(NamedTuple):
-    """A crop, or a tile of one, as tensors on a device."""
+class CropTensors:
+    """A crop, or a tile of one, as tensors on a device.
 
-    logits: Tensor  # (L, *box) float16
-    item: KnownItem  # image and mask
-    places: Tensor  # (N,) in the flat box, of the voxels in the mask that have a reference
-    labels: Tensor  # (N,) their reference
+    The backward pass reads them, so they must not be overwritten.
+    """
+
+    def __init__(self, crop: Crop, device: str) -> None:
+        def moved(array: Array) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        has_reference = crop.has_reference
+        image = moved(np.array(crop.image, dtype=np.float32, order="C"))
+        self.logits = moved(np.array(crop.logits, order="C"))  # (L, *box) float16
+        self.item = KnownItem(image, np.array(crop.mask), lambda: crop.leads)
+        # (N,) in the flat box, of the voxels in the mask that have a reference
+        self.places = moved(np.flatnonzero(has_reference))
+        self.labels = moved(crop.labels[has_reference].astype(np.int64))  # (N,) their reference
 
     @property
     def num_bytes(self) -> int:
@@ -63,17 +73,21 @@ class CropTensors(NamedTuple):
         return channels.reshape(len(channels), -1).index_select(1, self.places)
 
 
-@dataclass(frozen=True)
 class TrainingDevice:
     """A device for training, and the crops that stay on it."""
 
-    name: str = "cpu"  # the engine's
-    tensors: str = "cpu"  # PyTorch's
-    note: Note | None = None  # on the choice
-    max_kept: int = 0  # bytes of crops that stay on the device, at most
-    _kept: dict[int, tuple[Crop, CropTensors]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    def __init__(
+        self, name: str = "cpu", tensors: str = "cpu", note: Note | None = None, max_kept: int = 0
+    ) -> None:
+        """Name the device as the engine and as PyTorch do.
+
+        `note` is one on the choice, `max_kept` the bytes of crops that stay there, at most.
+        """
+        self.name = name
+        self.tensors = tensors
+        self.note = note
+        self._max_kept = max_kept
+        self._kept: dict[int, tuple[Crop, CropTensors]] = {}
 
     @property
     def is_gpu(self) -> bool:
@@ -81,35 +95,17 @@ class TrainingDevice:
         return self.tensors.startswith("cuda")
 
     def crop(self, crop: Crop) -> CropTensors:
-        """Return a crop on the device, moved there once if it may stay.
-
-        The backward pass reads the tensors, so they must not be overwritten.
-        """
+        """Return a crop on the device, moved there once if it may stay."""
         kept = self._kept.get(id(crop))
         if kept is not None:
             return kept[1]
-        tensors = self.moved(crop)
-        if self.max_kept == 0:
+        tensors = CropTensors(crop, self.tensors)
+        if self._max_kept == 0:
             return tensors
         num_bytes = sum(of_crop.num_bytes for _, of_crop in self._kept.values())
-        if num_bytes + tensors.num_bytes <= self.max_kept:
+        if num_bytes + tensors.num_bytes <= self._max_kept:
             self._kept[id(crop)] = (crop, tensors)
         return tensors
-
-    def moved(self, crop: Crop) -> CropTensors:
-        """Return a copy of a crop on the device, which does not stay."""
-        has_reference = crop.has_reference
-        labels = crop.labels[has_reference].astype(np.int64)
-        image = self._tensor(np.array(crop.image, dtype=np.float32, order="C"))
-        return CropTensors(
-            self._tensor(np.array(crop.logits, order="C")),
-            KnownItem(image, np.array(crop.mask), lambda: crop.leads),
-            self._tensor(np.flatnonzero(has_reference)),
-            self._tensor(labels),
-        )
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self.tensors)
 
 
 CPU = TrainingDevice()
@@ -143,30 +139,26 @@ def choose_device(requested: str) -> TrainingDevice:
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 
-class SamplePart(NamedTuple):
-    """A tile of a sample, or all of a crop."""
-
-    crop: Crop  # a view
-    share: float  # weight in the mean loss; the shares of a sample sum to 1
-    factor: float  # how many times the change in the part counts for the case
-    counts: Integers  # (L, L) voxels by reference (row) and the network's label (column)
-
-
 class Sample(NamedTuple):
     """Tiles drawn from a crop by the network's expected errors.
 
     A model's changes in them are extrapolated to the case.
     """
 
-    parts: tuple[SamplePart, ...]
-    case_counts: Integers  # like the counts of a part, but of the whole case
+    crop: Crop
+    tiles: tuple[Crop, ...]  # views
+    shares: tuple[float, ...]  # weight of each tile in the mean loss; they sum to 1
+    factors: tuple[float, ...]  # how many times the change in each tile counts for the case
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it is all of the crop."""
+        return self.tiles[0] is self.crop
 
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
-        # The counts of the case leave out the crop: a model's counts of the crop are added to them.
-        part = SamplePart(crop, 1.0, 1.0, np.zeros_like(crop.outside))
-        return cls((part,), crop.outside)
+        return cls(crop, (crop,), (1.0,), (1.0,))
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
@@ -178,7 +170,6 @@ def make_sample(crop: Crop, number: int) -> Sample:
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
-    labels = decode(logits, crop.regions)
     probabilities = probabilities_of(logits, crop.regions)
     certain = np.float32(1.0)
     if crop.regions is None:
@@ -197,13 +188,11 @@ def make_sample(crop: Crop, number: int) -> Sample:
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
     places = np.searchsorted(np.cumsum(weights), points)
     drawn = np.minimum(places, len(weights) - 1)
-    parts = []
-    for tile, times in zip(*np.unique(drawn, return_counts=True), strict=True):
-        part = crop.tile(int(tile))
-        share = float(times) / NUM_SAMPLED
-        counts = part.count(labels[crop.tiles[tile]])
-        parts.append(SamplePart(part, share, share / float(weights[tile]), counts))
-    return Sample(tuple(parts), crop.confusion(labels))
+    numbers, times = np.unique(drawn, return_counts=True)
+    shares = times / NUM_SAMPLED
+    factors = shares / weights[numbers]
+    tiles = tuple(map(crop.tile, numbers.tolist()))
+    return Sample(crop, tiles, tuple(shares.tolist()), tuple(factors.tolist()))
 
 
 # A loss takes refined logits (L, N) and reference labels (N,), and returns a number.
@@ -239,7 +228,7 @@ class Material:
         """
         drawn = []
         for crop in self.crops:
-            tensors = self.device.moved(crop)
+            tensors = CropTensors(crop, self.device.tensors)
             logits = tensors.with_reference(tensors.logits)
             labels = tensors.labels
             number = labels.numel()
@@ -255,7 +244,7 @@ class Material:
 
         All starts get the same tiles at the same step.
         """
-        random, drawn = self._draw(optimizer_step, cases, count)
+        random, drawn = self.draw(optimizer_step, cases, count)
         tiles = []
         for case in drawn:
             crop = self.crops[case]
@@ -263,16 +252,13 @@ class Material:
             tiles.append(crop.tile(int(number)))
         return tiles
 
-    def draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[int]:
-        """Return some cases in order, drawn without repetition.
+    def draw(
+        self, optimizer_step: int, cases: Sequence[int], count: int
+    ) -> tuple[np.random.Generator, list[int]]:
+        """Return some cases in order, drawn without repetition, and what draws their tiles.
 
         They are those whose tiles are in the `batch` of the step.
         """
-        return self._draw(optimizer_step, cases, count)[1]
-
-    def _draw(
-        self, optimizer_step: int, cases: Sequence[int], count: int
-    ) -> tuple[np.random.Generator, list[int]]:
         random = np.random.default_rng([self.plan.options.seed, optimizer_step])
         drawn = random.permutation(np.asarray(cases))[:count]
         return random, sorted(drawn.tolist())

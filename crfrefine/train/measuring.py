@@ -28,7 +28,6 @@ from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
-from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -48,7 +47,7 @@ from crfrefine.train.comparison import (
     with_rule,
 )
 from crfrefine.train.crops import find_inside
-from crfrefine.train.guided import Guidance, Guide
+from crfrefine.train.guided import Guide
 
 
 def measure_methods(
@@ -65,7 +64,7 @@ def measure_methods(
     CALIBRATION_METRICS of PROBABILITIES.
     """
     parameters = training.chosen.parameters
-    maps = simple_maps(case, parameters, training.scaling, training.guidance)
+    maps = simple_maps(case, training)
     network: Network = case.network
     if isinstance(network, LabelMapNetwork) and case.coarse_labels is None:
         network = ArrayNetwork(case.logits)
@@ -114,10 +113,8 @@ def measure_methods(
     return values
 
 
-def simple_maps(
-    case: Case, parameters: CrfParameters, scaling: VectorScaling, guidance: Guidance
-) -> dict[str, Array]:
-    """Return the labels of the network, and of the rivals without a CRF of a model.
+def simple_maps(case: Case, training: Training) -> dict[str, Array]:
+    """Return the labels of the network, and of the rivals without a CRF of a training.
 
     Outside the mask and in padding, they are the network's.
     """
@@ -129,8 +126,10 @@ def simple_maps(
         # Any constant gives the same labels, but a large one would dominate its neighbors.
         logits = np.where(padding, np.float32(0.0), logits)
 
+    parameters = training.chosen.parameters
     is_coarse = parameters.counts_network_voxels
     guided = network
+    guidance = training.guidance
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, parameters.intensity, case.mask)
         guide = Guide(image, guidance.radius_mm, case.spacing)
@@ -142,7 +141,7 @@ def simple_maps(
     if is_coarse:
         maps[GUIDED_VOLUMES] = guided
     else:
-        maps[SCALING] = decode(scaling.apply(logits), case.network.regions)
+        maps[SCALING] = decode(training.scaling.apply(logits), case.network.regions)
         maps[GUIDED] = guided
     return {name: np.where(inside, labels, network) for name, labels in maps.items()}
 

@@ -23,7 +23,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.choice import CALIBRATION, Candidate
 from crfrefine.train.crops import Crop
 from crfrefine.train.losses import with_background
-from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
+from crfrefine.train.material import CPU, Loss, Material, Sample, TrainingDevice
 from crfrefine.train.workers import Workers
 
 # Added to values before their logarithm, so that to the prior, smaller weights are like none.
@@ -47,26 +47,28 @@ def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tupl
         sample = Sample.of_crop(sample)
     found = []
     with torch.no_grad():
-        for part in sample.parts:
-            refined, labels = refine(part.crop, threads)
-            num_labels = part.crop.num_labels
-            pairs = labels * num_labels + _decode(refined, part.crop)
+        for tile in sample.tiles:
+            refined, labels = refine(tile, threads)
+            num_labels = tile.num_labels
+            pairs = labels * num_labels + _decode(refined, tile)
             if pairs.device.type == "cpu":
                 counts = torch.bincount(pairs, minlength=num_labels**2)
             else:  # There, PyTorch's bincount makes the host wait for the largest number.
                 counts = torch.zeros(num_labels**2, dtype=torch.int64, device=pairs.device)
                 counts.index_add_(0, pairs, torch.ones_like(pairs))
-            part_loss = loss(refined, labels).reshape(1)
-            found.append(torch.cat([part_loss.double(), counts.double()]))
-    # The host waits once for the counts and losses of all parts.
+            tile_loss = loss(refined, labels).reshape(1)
+            found.append(torch.cat([tile_loss.double(), counts.double()]))
+    # The host waits once for the counts and losses of all tiles.
     rows = torch.stack(found).cpu().numpy()
     mean_loss = 0.0
-    change = np.zeros_like(sample.case_counts, dtype=float)
-    for part, row in zip(sample.parts, rows, strict=True):
-        mean_loss += part.share * float(row[0])
-        change += part.factor * (row[1:].reshape(change.shape) - part.counts)
-    # The change in the case is estimated from its parts; it is exact where the part is the crop.
-    estimate = sample.case_counts + np.rint(change).astype(np.int64)
+    case_counts = sample.crop.network_counts + sample.crop.outside
+    change = np.zeros_like(case_counts, dtype=float)
+    parts = zip(sample.tiles, sample.shares, sample.factors, rows, strict=True)
+    for tile, share, factor, row in parts:
+        mean_loss += share * float(row[0])
+        change += factor * (row[1:].reshape(change.shape) - tile.network_counts)
+    # The change in the case is estimated from its tiles; it is exact where the tile is the crop.
+    estimate = case_counts + np.rint(change).astype(np.int64)
     return mean_loss, np.maximum(estimate, 0)
 
 
@@ -150,24 +152,15 @@ class Model:
 
         They are logarithms, except for penalties, biases and the volume's weight.
         """
-        layer = self.layer
-        as_logarithms: dict[str, list[Tensor]] = {
-            "weights": layer.values_of("weights"),
-            "theta": layer.values_of("theta"),
-            "temperature": [layer.temperature],
-        }
-        as_they_are = {
-            "compatibility": layer.compatibility,
-            "bias": layer.bias,
-            "volume": layer.volume_weight,
-        }
         positions = []
         for group in self.groups:
-            for positive in as_logarithms.get(group, []):
-                positions.append(torch.log(positive + _SMALLEST))
-        for group, value in as_they_are.items():
-            if group in self.groups and value is not None:
-                positions.append(value)
+            if group == "compatibility":
+                positions.append(self.layer.compatibility)
+                continue
+            values = self.layer.values_of(group)
+            if group in ("weights", "theta", "temperature"):
+                values = [torch.log(value + _SMALLEST) for value in values]
+            positions += values
         return positions
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -219,17 +212,27 @@ class Model:
         return self._ready(crop, threads, self._crf_models(crop))()
 
     def _ready(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> ReadyCrop:
-        """Build the kernels of a crop for the models of `_crf_models`."""
+        """Build the kernels of a crop for the models of `_crf_models`.
+
+        Each region is a problem of two labels, and has the same bandwidths.
+        """
         tensors = self._device.crop(crop)
         spacing = crop.spacing
         if self._is_coarse and crop.network_spacing is not None:
             # Bandwidths are in voxels of the coarser network.
             spacing = tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
+        channels = tensors.logits.float()
         if crop.regions is None:
-            logits = tensors.logits.float()
-            refine_channels = tensors.item.refiner(logits, models[0], spacing, threads)
+            refine_channels = tensors.item.refiner(channels, models[0], spacing, threads)
         else:
-            refine_channels = _ready_regions(models, tensors, spacing, threads)
+            kernels = tensors.item.kernels(models[0], spacing, threads)
+
+            def refine_channels() -> Tensor:
+                refined = []
+                for model, log_odds in zip(models, channels, strict=True):
+                    outside, inside = refine_with(kernels, with_background(log_odds), model)
+                    refined.append(inside - outside)
+                return torch.stack(refined)
 
         def refine() -> tuple[Tensor, Tensor]:
             refined = tensors.with_reference(refine_channels())
@@ -278,25 +281,6 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
         labels.masked_fill_(channel > best, label)
         best = torch.maximum(best, channel)
     return labels
-
-
-def _ready_regions(
-    models: Sequence[CrfModel], tensors: CropTensors, spacing: tuple[float, ...], threads: int
-) -> Callable[[], Tensor]:
-    """Build the kernels of a crop, and return the function that refines log-odds (R, *grid).
-
-    Each region is a problem of two labels, and has the same bandwidths.
-    """
-    kernels = tensors.item.kernels(models[0], spacing, threads)
-
-    def refine() -> Tensor:
-        refined = []
-        for model, log_odds in zip(models, tensors.logits.float(), strict=True):
-            outside, inside = refine_with(kernels, with_background(log_odds), model)
-            refined.append(inside - outside)
-        return torch.stack(refined)
-
-    return refine
 
 
 def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.limits import memory_left
 from crfrefine.base.notes import NoteKind
 from crfrefine.cases.case_files import CaseFiles
@@ -56,8 +55,7 @@ def read_material(
     groups = tuple(plan.regions.values())
     values = []
     for crop in crops:
-        network = decode(crop.logits, crop.regions)
-        values.append(dice_of(crop.confusion(network), groups))
+        values.append(dice_of(crop.network_counts + crop.outside, groups))
     dice = mean_defined(np.ravel(values))
     if dice < LOW_DICE:
         progress.note(NoteKind.LOW_DICE(dice=dice))

@@ -18,7 +18,7 @@ from crfrefine.train import starts as setup
 from crfrefine.train.choice import Candidate, ranked
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import Trajectory, score_cases, spread_out
-from crfrefine.train.material import NUM_SAMPLED, Material, Sample
+from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import refiner_of
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
@@ -50,7 +50,7 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
         rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
 
     best_of_folds: dict[int, Sequence[Candidate]] = dict.fromkeys(folds, starts)
-    if _are_sampled_fully(crops):
+    if all(sample.is_whole for sample in samples):
         best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=1.0)
     else:
         best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=0.5)
@@ -104,9 +104,10 @@ def best_on_crops(
     The trajectories are the best first by samples of these cases; whole crops decide if there are
     larger ones.
     """
-    crops = [material.crops[case] for case in spread_out(deciding)]
-    if len(trajectories) == 1 or _are_sampled_fully(crops):
+    cases = spread_out(deciding)
+    if len(trajectories) == 1 or all(material.samples[case].is_whole for case in cases):
         return trajectories[0]
+    crops = [material.crops[case] for case in cases]
 
     def mean_dice(trajectory: Trajectory) -> float:
         if trajectory.best is None:
@@ -115,11 +116,6 @@ def best_on_crops(
         return -math.inf if math.isnan(mean) else mean
 
     return max(trajectories, key=mean_dice)
-
-
-def _are_sampled_fully(crops: Sequence[Crop]) -> bool:
-    """Return whether the samples of crops are all of their voxels that count."""
-    return all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
 
 
 def _dice_of(candidate: Candidate, sources: Sequence[Crop | Sample], material: Material) -> Float64:

@@ -113,8 +113,8 @@ def _full_like(value: float | tuple[float, ...], number: float) -> float | tuple
     return number
 
 
-def _spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
-    """Return an entry for each of some labels or modalities."""
+def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return an entry for each of some labels, channels or modalities."""
     if isinstance(value, tuple):
         return value
     return (value,) * count
@@ -130,9 +130,9 @@ def with_values_to_learn(
     kernels = []
     for kernel in parameters.bilateral:
         if "weights" in learn and not parameters.counts_network_voxels:
-            kernel = replace(kernel, weight=_spread(kernel.weight, num_labels))
+            kernel = replace(kernel, weight=spread(kernel.weight, num_labels))
         if "theta" in learn:
-            kernel = replace(kernel, theta_beta=_spread(kernel.theta_beta, num_modalities))
+            kernel = replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities))
         kernels.append(kernel)
 
     compatibility = parameters.compatibility

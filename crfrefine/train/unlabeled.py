@@ -38,14 +38,13 @@ from crfrefine.train.options import TrainingOptions
 from crfrefine.train.progress import TrainingObserver
 from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
 from crfrefine.train.starts import evenly_spread, voxel_length
-from crfrefine.train.unlabeled_choice import Choice, decide, gains_of, make_candidates
+from crfrefine.train.unlabeled_choice import Choice, make_candidates
 from crfrefine.train.workers import Workers
 
 # Most cases, evenly spread: the parameters are a handful of numbers, which more cases hardly
 # change. The user of `infer` waits for results.
 MAX_CASES = 20
 MAX_CASES_OF_A_RUN = 10
-FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
 NUM_SEEDS = 2  # noise seeds of each case; few cases get as many as MIN_DRAWS needs
 MIN_DRAWS = 8
 SCHEMA = 2  # of the report
@@ -169,16 +168,8 @@ def choose_parameters(
             state = f"{tried} of {len(cells)} synthetic cases tried"
             observer.progressed(tried / len(cells), state)
 
-    if len(sources) >= FEW_CASES:
-        units = table.mean(axis=1)
-    else:
-        units = table.reshape(-1, *table.shape[2:])  # Each draw of few cases counts by itself.
-    gains = []
-    if sources:
-        gains = gains_of(units)[0].mean(axis=(0, 1)).tolist()
-    decision = decide(units, [source.agreement for source in sources])
-    case_ids = tuple(source.case_id for source in sources)
-    return Choice(tuple(candidates), table, gains, decision, case_ids, left_out)
+    agreements = {source.case_id: source.agreement for source in sources}
+    return Choice(candidates, table, agreements, left_out)
 
 
 def _read_sources(

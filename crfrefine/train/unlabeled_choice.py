@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ THETA_BETA = 0.06
 WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
 # No volume term, and one with a weight that keeps much of each label's main body.
 VOLUME_WEIGHTS = (0.0, 0.75)
+FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
 MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
 # Dice above `default` that a choice must gain in every kind of synthetic case: smaller gains were
 # worth nothing on real cases.
@@ -128,45 +129,61 @@ def decide(units: Float64, agreements: Sequence[float]) -> tuple[int, str]:
     return best, ""
 
 
-class Choice(NamedTuple):
+class Choice:
     """The chosen parameters, and why.
 
     It is `default` whenever nothing else is sure to be better on the synthetic cases.
     """
 
-    candidates: tuple[Candidate, ...]  # `default` first
-    table: Float64  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
-    gains: list[float]  # mean Dice of each candidate above `default`; empty if nothing was measured
-    decision: tuple[int, str]  # of `decide`
-    case_ids: tuple[str, ...]
-    left_out: Mapping[str, Failure]  # cases that could not be used, and why
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        table: Float64,
+        agreements: Mapping[str, float],
+        left_out: Mapping[str, Failure],
+    ) -> None:
+        """Choose one of the candidates, of which `default` is the first.
 
-    @property
-    def chosen(self) -> Candidate:
-        """The set that is taken."""
-        return self.candidates[self.decision[0]]
+        Args:
+            candidates: the sets of parameters.
+            table: (cases, seeds, kinds, 1 + candidates) Dice, of the network first.
+            agreements: Dice between the two truths of each case, by its name.
+            left_out: the cases that could not be used, and why.
+        """
+        self.candidates = candidates
+        self.table = table
+        self.case_ids = list(agreements)
+        self.left_out = left_out
+        units = table.mean(axis=1)
+        if len(agreements) < FEW_CASES:
+            units = table.reshape(-1, *table.shape[2:])
+        # Mean Dice of each candidate above `default`; empty if nothing was measured.
+        self.gains: list[float] = []
+        if agreements:
+            self.gains = gains_of(units)[0].mean(axis=(0, 1)).tolist()
+        number, self._doubt = decide(units, [*agreements.values()])
+        self.chosen = candidates[number]
+        self._gain = self.gains[number] if number else 0.0
 
     def describe(self) -> str:
         """Return the verdict in plain English."""
-        number, doubt = self.decision
         basis = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
-        if not doubt:
-            gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
+        if not self._doubt:
+            gain = f"{100 * self._gain:+.2f} points of Dice against `{DEFAULT}`"
             caution = "That is no proof: look at the results, or measure with labels"
             return f"chosen: {self.chosen.name}: {gain} {basis}. {caution}"
         if not self.case_ids:
-            return f"it stays with `{DEFAULT}`: {doubt}"
-        return f"it stays with `{DEFAULT}`: {doubt}, {basis}"
+            return f"it stays with `{DEFAULT}`: {self._doubt}"
+        return f"it stays with `{DEFAULT}`: {self._doubt}, {basis}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry in the record of a run."""
-        number, doubt = self.decision
         return {
             "chosen": self.chosen.name,
-            "gain": self.gains[number] if number else 0.0,
-            "doubt": doubt,
+            "gain": self._gain,
+            "doubt": self._doubt,
             "sentence": self.describe(),
-            "cases": list(self.case_ids),
+            "cases": self.case_ids,
             "left_out": {name: failure.message for name, failure in self.left_out.items()},
         }
 

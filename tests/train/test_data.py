@@ -289,7 +289,7 @@ def test_what_is_estimated_is_right_on_average(monkeypatch):
     samples = [make_sample(tiled, number) for number in range(200)]
     drawn = set()
     for sample in samples[:8]:
-        drawn.add(frozenset(part.crop.image.tobytes() for part in sample.parts))
+        drawn.add(frozenset(tile.image.tobytes() for tile in sample.tiles))
     assert len(drawn) == 8
     np.testing.assert_array_equal(score(network_refiner(), samples[3], loss, 1)[1], network)
     found = [score(biased, sample, loss, 1)[1] for sample in samples]
