@@ -79,6 +79,7 @@ class MetaImageHeader(text_header.TextHeader):
     separator = " = "
     end = "no line `ElementDataFile = ...`"
     units_in = _UNITS
+    unit_fields = (_UNITS,)
     voxels_in = "ElementDataFile"
     list_of_files = re.compile("LIST( 2D?)?", re.IGNORECASE)
     numbered_files = re.compile(

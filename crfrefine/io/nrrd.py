@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crfrefine.base.array_types import Float64, Spacing
+from crfrefine.base.array_types import Float64
 from crfrefine.base.text import printable, shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -23,8 +23,10 @@ from crfrefine.io.text_header import LPS, ByteOrder, by_each_name, finite_number
 from crfrefine.io.volume import Segments, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
-# The pairs of key and value of a segment that are read.
-_OF_SEGMENT = re.compile("Segment[0-9]{1,5}_(?:Name|LabelValue|Color|Layer)")
+# The lines of a header, and the keys of pairs that are read, those of a segment.
+_FIELD = re.compile(rb"([^:]*):(?!=)(.*)", re.DOTALL)
+_PAIR = re.compile(rb"(.*?):=(.*)", re.DOTALL)
+_OF_SEGMENT = re.compile(rb"Segment[0-9]{1,5}_(?:Name|LabelValue|Color|Layer)")
 
 # All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
@@ -65,8 +67,6 @@ _CHANNEL_KINDS = (
     *("list", "point", "vector", "covariant-vector", "normal"),
     *("scalar", "rgb-color", "rgba-color"),
 )
-
-
 # Name of a world without hyphens and spaces -> the signs that lead to RAS+.
 _SPACES = by_each_name(
     {
@@ -87,31 +87,38 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read a header to its end, and check all fields that are used; segments have one layer."""
-    return NrrdHeader(path).volume_header()
+    """Read a header to its end, and check all fields that are used.
+
+    Raise UnsupportedFormatError for segments in several layers.
+    """
+    header = NrrdHeader(path)
+    _, num_layers = header.grid()
+    if num_layers > 1 and suffix_of(path) in LABELS_SUFFIXES:
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {num_layers} layers, as where they overlap; expected one "
+            f"layer\n  `crfrefine convert {path.name} FOLDER` writes a binary file per segment; or "
+            "collapse the labelmap layers in 3D Slicer's module Segmentations."
+        )
+    return header.volume_header()
 
 
 class NrrdHeader(text_header.TextHeader):
     """The fields of NRRD, and the pairs of key and value by which 3D Slicer describes segments."""
 
-    may_have_layers = False  # whether a segmentation may have several layers
+    # The method `read_axes` sets these.
+    all_sizes: tuple[int, ...] = ()  # values along all axes
+    axes: Sequence[int] = ()  # those of the grid
     format = "NRRD"
     separator = ": "
     end = "no empty line"
     units_in = "units of length"
+    unit_fields = ("space units", "units")
     voxels_in = "data file"
     list_of_files = re.compile(r"LIST(\s.*)?", re.IGNORECASE)
     numbered_files = re.compile(
         r"(.*?)(%0?[0-9]{0,2}d)(.*) ([+-]?[0-9]{1,9}) ([+-]?[0-9]{1,9}) ([+-]?[1-9][0-9]{0,8})"
         r"( [0-9]+)?"
     )
-
-    def __init__(self, path: Path) -> None:
-        """Read a header to its end."""
-        # The method `read_axes` sets these.
-        self.all_sizes: tuple[int, ...] = ()  # values along all axes
-        self.axes: list[int] = []  # those of the grid
-        super().__init__(path)
 
     def take_line(self, number: int, line: bytes) -> bool:
         """Store the field of a line; an empty line, or a list of files, ends the header."""
@@ -122,23 +129,22 @@ class NrrdHeader(text_header.TextHeader):
             )
         if not line.strip():
             return True
-        if number == 1 or line.startswith(b"#"):
+        if number == 1 or line[:1] == b"#":
             return False
-        name, _, value = line.partition(b":")
-        field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
-        if field is not None and not value.startswith(b"="):
-            self.add(field, value)
-            return field == self.voxels_in and bool(self.list_of_files.fullmatch(self[field]))
-
-        key, is_pair, value = line.partition(b":=")
-        if not is_pair:
+        if match := _FIELD.fullmatch(line):
+            name = match[1].strip().lower().replace(b" ", b"").decode("latin-1")
+            if field := _FIELD_OF_NAME.get(name):
+                self.add(field, match[2])
+                return field == self.voxels_in and bool(self.list_of_files.fullmatch(self[field]))
+        pair = _PAIR.fullmatch(line)
+        if pair is None:
             shown = shorten(line.decode(errors="backslashreplace"), 60)
             raise UnsupportedFormatError(
                 f"{self.path}: damaged NRRD header, or the file is cut off: "
                 f"line {number} is not a `field: value` of the format: {shown!r}"
             )
-        if _OF_SEGMENT.fullmatch(key.decode("latin-1")):
-            self.setdefault(key.decode(), value.strip().decode(errors="replace"))
+        if _OF_SEGMENT.fullmatch(pair[1]):
+            self.setdefault(pair[1].decode(), pair[2].strip().decode(errors="replace"))
         return False
 
     def read_axes(self) -> None:
@@ -177,23 +183,14 @@ class NrrdHeader(text_header.TextHeader):
 
     def _per_axis(self, words: list[str]) -> list[str]:
         """Return words, one per axis; empty ones if there is another number of words."""
-        num_dims = len(self.all_sizes)
-        if len(words) != num_dims:
-            return [""] * num_dims
-        return words
+        if len(words) == len(self.all_sizes):
+            return words
+        return [""] * len(self.all_sizes)
 
-    def units_of(self, *keys: str) -> list[str]:
-        """Return the names of units in fields, of each axis or of each dimension of the space."""
-        names = []
-        for key in keys:
-            for quoted, plain in re.findall(r'"([^"]*)"|([^\s"]+)', self.text(key, "")):
-                names.append((quoted or plain).strip())
-        return names
-
-    @property
-    def all_units(self) -> list[str]:
-        """The units of length in the header."""
-        return self.units_of("space units", "units")
+    def units_of(self, key: str) -> list[str]:
+        """Return the names of units in a field, of each axis or of each dimension of the space."""
+        names = re.findall(r'"([^"]*)"|([^\s"]+)', self.text(key, ""))
+        return [(quoted or plain).strip() for quoted, plain in names]
 
     @property
     def units(self) -> list[str]:
@@ -224,20 +221,9 @@ class NrrdHeader(text_header.TextHeader):
         return ""
 
     def source(self) -> VoxelSource:
-        """Return the place of the voxels; raise UnsupportedFormatError for layers of segments."""
-        is_layered = self.num_channels > 1 and suffix_of(self.path) in LABELS_SUFFIXES
-        if is_layered and not self.may_have_layers:
-            raise UnsupportedFormatError(
-                f"{self.path}: the segments are in {self.num_channels} layers, "
-                "as where they overlap; expected one layer\n"
-                f"  `crfrefine convert {self.path.name} FOLDER` writes a binary file per segment; "
-                "or collapse the labelmap layers in 3D Slicer's module Segmentations."
-            )
-        kind = self.choice(
-            "type",
-            _TYPES,
-            "the name of an integer or floating-point type such as uint8, short or float",
-        )
+        """Return the place of the voxels."""
+        expected = "the name of an integer or floating-point type such as uint8, short or float"
+        kind = self.choice("type", _TYPES, expected)
         encoding = self.choice("encoding", _ENCODINGS, "raw, gzip, ascii or hex")
         path, start = self.voxel_file(is_compressed=encoding == "gzip")
         # ITK takes the lowest 32 bits of a larger number.
@@ -261,9 +247,9 @@ class NrrdHeader(text_header.TextHeader):
         if "axis mins" in self:
             raise self.rare("axis mins")
         if not _IN_SPACE & set(self):
-            words = self.text("spacings", " ".join(["1"] * num_dims)).split()
-            spacings = finite_numbers([words[axis] for axis in self.axes if axis < len(words)])
-            if spacings is None or len(words) != num_dims or 0.0 in spacings:
+            words = self._per_axis(self.text("spacings", "1 " * num_dims).split())
+            spacings = finite_numbers([words[axis] for axis in self.axes])
+            if spacings is None or 0.0 in spacings:
                 raise self.damaged(
                     "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
                 )
@@ -337,7 +323,7 @@ class NrrdHeader(text_header.TextHeader):
         is_one_unit = len(set(units)) == 1 and len(units) == header.num_axes
         if not is_one_unit or text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
             return ()
-        return (*_geometry_lines(*text_header.place_in_lps(header)), line_of_units)
+        return (*_geometry_lines(header), line_of_units)
 
     def segments(self) -> Segments:
         """Return the segments that 3D Slicer describes by pairs of key and value."""
@@ -357,10 +343,8 @@ class NrrdHeader(text_header.TextHeader):
 
 def write(voxels: VoxelsToWrite, threads: int) -> None:
     """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
-    lines_of_place = text_header.kept_lines(voxels, NrrdHeader.format)
-    if not lines_of_place:
-        lines_of_place = _geometry_lines(*text_header.place_in_lps(voxels.like))
-    space, *geometry = lines_of_place
+    kept = text_header.kept_lines(voxels, NrrdHeader.format)
+    space, *geometry = kept or _geometry_lines(voxels.like)
     sizes = voxels.shape[::-1]
     kinds = ["domain"] * voxels.like.num_axes
     if voxels.num_channels is not None:
@@ -403,13 +387,13 @@ def write(voxels: VoxelsToWrite, threads: int) -> None:
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
-def _geometry_lines(direction: Float64, origin: Float64, spacing: Spacing) -> tuple[str, ...]:
+def _geometry_lines(header: VolumeHeader) -> tuple[str, ...]:
     """Return the lines that place a grid in LPS."""
+    direction, origin, spacing = text_header.place_in_lps(header)
     num_axes = len(spacing)
-    vectors = " ".join(_vector(direction[:, axis] * spacing[axis]) for axis in range(num_axes))
+    vectors = []
+    for vector in (*(direction * spacing).T, origin):
+        vectors.append("(" + ",".join(map(repr, vector.tolist())) + ")")
     space = "space: left-posterior-superior" if num_axes == 3 else f"space dimension: {num_axes}"
-    return (space, f"space directions: {vectors}", f"space origin: {_vector(origin)}")
-
-
-def _vector(values: Float64) -> str:
-    return "(" + ",".join(map(repr, values.tolist())) + ")"
+    directions = " ".join(vectors[:-1])
+    return (space, f"space directions: {directions}", f"space origin: {vectors[-1]}")

@@ -79,22 +79,22 @@ class TextHeader(FileHeader, dict[str, str]):
     separator: ClassVar[str]  # of the name and the value of a field
     end: ClassVar[str]  # what does not end the header if the file is cut off, in words
     units_in: ClassVar[str]  # the field with the units of length, in words
+    unit_fields: ClassVar[tuple[str, ...]]  # the fields with units
     voxels_in: ClassVar[str]  # the field that names the files of voxels, if they are others
     list_of_files: ClassVar[re.Pattern[str]]  # its value if the lines that follow are the names
     # Its value if the names have a number: the text before it, its format, the text behind it,
     # the first number, the last one, and the step.
     numbered_files: ClassVar[re.Pattern[str]]
+    listed: tuple[str, ...] = ()  # names of files, in the lines that follow the header
+    # The method `read_axes` sets these.
+    sizes: Shape = ()  # voxels along the axes, without that of channels
+    num_channels: int
+    inner: int | None = None  # as of `VoxelSource`
 
     def __init__(self, path: Path) -> None:
         """Read a header to its end."""
         super().__init__()
         self.path = path
-        self.listed: tuple[str, ...] = ()  # names of files, in the lines that follow the header
-        # The method `read_axes` sets these.
-        self.sizes: tuple[int, ...] = ()  # voxels along the axes, without that of channels
-        self.num_channels = 1
-        self.inner: int | None = None  # as of `VoxelSource`
-
         lines = header_lines(path)
         for number, line, self.num_bytes in lines:
             if self.take_line(number, line):
@@ -120,11 +120,6 @@ class TextHeader(FileHeader, dict[str, str]):
     @abstractmethod
     def units(self) -> list[str]:
         """The units of length along the axes of `sizes` that have one."""
-
-    @property
-    def all_units(self) -> list[str]:
-        """All units of length in the header, used or not."""
-        return self.units
 
     @abstractmethod
     def place(self) -> tuple[Float64, Sequence[float], tuple[float, ...]]:
@@ -159,11 +154,31 @@ class TextHeader(FileHeader, dict[str, str]):
         return affine_of(steps[:num_axes, :num_axes], origin[:num_axes], signs)
 
     def volume_header(self) -> VolumeHeader:
-        """Return the header with lengths in mm, and the lines that a writer keeps."""
+        """Return the header with lengths in mm, and the lines that a writer keeps.
+
+        Units that are not known are taken for mm, with a note, and so are all where one axis has
+        none, without a note if the others are mm.
+        """
         header = super().volume_header()
-        if header.num_axes == len(self.sizes):
+        num_axes = header.num_axes
+        if num_axes == len(self.sizes):
             header = replace(header, template=self.lines_of_place(header))
-        return lengths_in_mm(header, self.units_in, self.units)
+        names = self.units  # one per axis of the world
+        mm_per_unit = {**MM_PER_UNIT, **dict.fromkeys(_NO_UNITS, 1.0)}
+        known = [mm_per_unit[name.lower()] for name in names if name.lower() in mm_per_unit]
+        if len(known) == len(names) and set(known) <= {1.0}:
+            return header
+        named = list(dict.fromkeys(name or "none" for name in names))
+        if len(names) < num_axes or any(name.lower() not in MM_PER_UNIT for name in names):
+            note = NoteKind.UNKNOWN_UNITS(field=self.units_in, units=named)
+            return replace(header, notes=(*header.notes, note))
+        scales = np.ones(4)
+        scales[:num_axes] = known[:num_axes]
+        affine = np.diag(scales) @ header.required_affine
+        spacing = usable_spacing(affine, num_axes, self.path)
+        detail = (self.units_in, f"{listed(named)}; lengths are converted to mm")
+        details = (*header.details, detail)
+        return replace(header, affine=affine, spacing=spacing, details=details)
 
     def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field; raise for a second, different one."""
@@ -233,7 +248,8 @@ class TextHeader(FileHeader, dict[str, str]):
 
         It is UnsupportedFormatError for lengths in another unit: SimpleITK takes all for mm.
         """
-        for name in self.all_units:
+        units = " ".join(self.get(field, "") for field in self.unit_fields)
+        for name in re.findall(r'[^\s"]+', units):
             if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
                 return UnsupportedFormatError(
                     f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "
@@ -320,20 +336,19 @@ def text_of_name(name: str) -> str:
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     """Return words as numbers; None if one of them is not a finite number."""
-    values = []
-    for word in words:
-        value = float(word) if _NUMBER.fullmatch(word) else math.nan
-        if not math.isfinite(value):
-            return None
-        values.append(value)
-    return tuple(values)
+    if not all(map(_NUMBER.fullmatch, words)):
+        return None
+    values = tuple(map(float, words))
+    return values if all(map(math.isfinite, values)) else None
 
 
 # Signs that turn left, posterior, superior into RAS+, the convention of all affines here.
 LPS = (-1.0, -1.0, 1.0)
 
 
-def affine_of(vectors: Float64, origin: Sequence[float], signs: tuple[float, ...]) -> Float64:
+def affine_of(
+    vectors: Float64, origin: Sequence[float] | Float64, signs: tuple[float, ...]
+) -> Float64:
     """Return the affine to RAS+ of axes in a space with these signs; vectors are the columns."""
     num_axes = len(origin)
     affine = np.eye(4)
@@ -358,34 +373,6 @@ MM_PER_UNIT = by_each_name(
 _NO_UNITS = ("", "?", "???", "none", "unknown")
 
 
-def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> VolumeHeader:
-    """Return a header with lengths in mm: they are in these units, one per axis of the world.
-
-    Units that are not known are taken for mm, with a note, and so are all where one axis has none,
-    without a note if the others are mm. `key` is their field.
-    """
-    num_axes = header.num_axes
-    mm_per_unit = {**MM_PER_UNIT, **dict.fromkeys(_NO_UNITS, 1.0)}
-    known = [mm_per_unit[name.lower()] for name in names if name.lower() in mm_per_unit]
-    if len(known) == len(names) and set(known) <= {1.0}:
-        return header
-    named = dict.fromkeys(name or "none" for name in names)
-    if len(names) < num_axes or any(name.lower() not in MM_PER_UNIT for name in names):
-        note = NoteKind.UNKNOWN_UNITS(field=key, units=list(named))
-        return replace(header, notes=(*header.notes, note))
-    scales = np.ones(4)
-    scales[:num_axes] = known[:num_axes]
-    affine = np.diag(scales) @ header.required_affine
-    spacing = usable_spacing(affine, num_axes, header.path)
-    detail = (key, f"{listed(named)}; lengths are converted to mm")
-    return replace(
-        header,
-        affine=affine,
-        spacing=spacing,
-        details=(*header.details, detail),
-    )
-
-
 def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
     """Return the lines that place the grid to write, if they are those of its format; else ().
 
@@ -398,11 +385,9 @@ def kept_lines(voxels: VoxelsToWrite, format_name: str) -> tuple[str, ...]:
     return ()
 
 
-def place_in_lps(
-    header: VolumeHeader,
-) -> tuple[Float64, Float64, Spacing]:
+def place_in_lps(header: VolumeHeader) -> tuple[Float64, Float64, Spacing]:
     """Return directions as columns, origin and voxel sizes of a file's grid in LPS."""
     affine, spacing = header.geometry()
     num_axes = len(spacing)
-    lps = np.diag([*LPS, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
+    lps = affine_of(affine[:3, :3], affine[:3, 3], LPS)
     return lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing

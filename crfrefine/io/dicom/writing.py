@@ -11,7 +11,7 @@ from typing import Any
 import highdicom
 import numpy as np
 
-from crfrefine.base.array_types import Array, Labels, NamesOfLabels
+from crfrefine.base.array_types import Labels, NamesOfLabels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError
@@ -89,49 +89,36 @@ def write(
         if series_number is None:  # It sorts the segmentation behind its series.
             first = like.first
             series_number = min(100 * int(first.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
-        content = _segmentation(
-            numbers[stored],
-            described,
-            like,
-            series_number=series_number,
-            series_description=series_description or f"Segmentation {made} with crfrefine",
-        )
-    write_small_file(target, content)
+        pixels = numbers[stored]
+        sources = list(like.datasets.values())
+        for file, source in like.datasets.items():
+            _complete(file, source, sources[0], like.slices[0].thickness)
+        if len(sources) > 1:
+            sources = [sources[number] for number in like.order]
+        else:
+            pixels = pixels[np.argsort(like.order)]
+        try:
+            segmentation = highdicom.seg.Segmentation(
+                source_images=sources,
+                pixel_array=pixels,
+                segmentation_type="BINARY",
+                segment_descriptions=described,
+                series_instance_uid=highdicom.UID(),
+                series_number=series_number,
+                series_description=series_description or f"Segmentation {made} with crfrefine",
+                sop_instance_uid=highdicom.UID(),
+                instance_number=1,
+                **_CONVERTED,
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InputError(
+                f"{like.header.path}: highdicom refuses to write a segmentation of this series: "
+                f"{shorten(error, 200)}"
+            ) from None
+        buffer = BytesIO()
+        segmentation.save_as(buffer)
+    write_small_file(target, buffer.getvalue())
     return notes
-
-
-def _segmentation(pixels: Array, described: Sequence[Any], series: Series, **about: Any) -> bytes:
-    """Return the file of numbers of segments, (slices along the normal, rows, columns).
-
-    `described` describes the segments, `about` the series to write.
-    """
-    sources = list(series.datasets.values())
-    for image, source in series.datasets.items():
-        _complete(image, source, sources[0], series.slices[0].thickness)
-    if len(sources) > 1:
-        sources = [sources[number] for number in series.order]
-    else:
-        pixels = pixels[np.argsort(series.order)]
-    try:
-        segmentation = highdicom.seg.Segmentation(
-            source_images=sources,
-            pixel_array=pixels,
-            segmentation_type="BINARY",
-            segment_descriptions=described,
-            series_instance_uid=highdicom.UID(),
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            **_CONVERTED,
-            **about,
-        )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"{series.header.path}: highdicom refuses to write a segmentation of this series: "
-            f"{shorten(error, 200)}"
-        ) from None
-    buffer = BytesIO()
-    segmentation.save_as(buffer)
-    return buffer.getvalue()
 
 
 def _items_of(file: Path, like: Series, names: NamesOfLabels, notes: list[Note]) -> dict[int, Any]:
