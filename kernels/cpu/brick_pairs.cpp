@@ -128,7 +128,7 @@ void PairSum::load_image(int num_channels, const BrickRegion& region, BrickMemor
             if (memory.has_image[place.row] || !memory.is_marked(num_channels, place.row)) continue;
             memory.has_image[place.row] = 1;
             for (int m = 0; m < num_modalities(); ++m)
-                load_row(m, planes_.image_place[plane] + y * row_step(), region,
+                load_row(m, planes_.image_place[plane] + y * kernel_.stride.rbegin()[1], region,
                          image + m * layout().channel_length + place.voxel);
         }
 }
@@ -148,12 +148,11 @@ void PairSum::load_row(int modality, int64_t image_row, const BrickRegion& regio
     }
 }
 
-// The units that have a marked one at the same place, or at a later place of the window.
+// The units, none at first, that have a marked one at the same place or a later one of the window.
 void PairSum::look_ahead(const std::vector<Units>& marks, std::vector<Units>& ahead) const {
     const int64_t rows = layout().plane_rows, planes = layout().num_rows / rows;
     const int64_t reach = layout().after[1], units = layout().after[2] / layout().unit;
     std::vector<Units> beside(layout().num_rows);
-    std::fill(ahead.begin(), ahead.end(), Units{0});
     for (int64_t row = 0; row < layout().num_rows; ++row) {
         if (!marks[row]) continue;
         Units near = marks[row];
@@ -174,20 +173,24 @@ bool PairSum::sum(int num_channels, const BrickRegion& region, BrickMemory& memo
     const auto any = [](const std::vector<Units>& marks) {
         return std::any_of(marks.begin(), marks.end(), [](Units units) { return units != 0; });
     };
-    bool has_pairs = false;
+    const BrickMemory::Channel* last = nullptr;  // of those with pairs
     for (int c = 0; c < num_channels; ++c) {
         BrickMemory::Channel& channel = memory.channels[c];
-        const bool is_used = any(channel.sends) && any(channel.receives);
-        has_pairs |= is_used;
-        if (is_used) {
-            look_ahead(channel.sends, channel.reach_senders);
-            look_ahead(channel.receives, channel.reach_receivers);
-        } else {
-            std::fill(channel.reach_senders.begin(), channel.reach_senders.end(), Units{0});
-            std::fill(channel.reach_receivers.begin(), channel.reach_receivers.end(), Units{0});
-        }
+        std::fill(channel.reach_senders.begin(), channel.reach_senders.end(), Units{0});
+        std::fill(channel.reach_receivers.begin(), channel.reach_receivers.end(), Units{0});
+        if (!any(channel.sends) || !any(channel.receives)) continue;
+        // Channels often have the same marks.
+        const auto look = [&](auto marks, auto ahead) {
+            if (last && last->*marks == channel.*marks)
+                channel.*ahead = last->*ahead;
+            else
+                look_ahead(channel.*marks, channel.*ahead);
+        };
+        look(&BrickMemory::Channel::sends, &BrickMemory::Channel::reach_senders);
+        look(&BrickMemory::Channel::receives, &BrickMemory::Channel::reach_receivers);
+        last = &channel;
     }
-    if (!has_pairs) return false;
+    if (!last) return false;
     load_image(num_channels, region, memory);
     for (int64_t plane = 0; plane < region.end[0] - region.begin[0]; ++plane)
         for (int64_t row = 0; row < region.end[1] - region.begin[1]; row += kPairRows)

@@ -105,7 +105,6 @@ class PairSum final : public BrickSum {
     };
 
     void list_offsets();
-    int64_t row_step() const { return kernel_.stride[kernel_.stride.size() - 2]; }
     void load_image(int num_channels, const BrickRegion& region, BrickMemory& memory) const;
     void load_row(int modality, int64_t image_row, const BrickRegion& region, float* to) const;
     void look_ahead(const std::vector<BrickLayout::Units>& marks,

@@ -11,9 +11,9 @@ namespace crf {
 // Rows of a brick that are summed together: each loaded neighbor serves both.
 constexpr int kPairRows = 2;
 
-// Small enough for a brick and its surroundings to stay in the L2 cache, large enough for most of
-// them to be the brick.
-constexpr Extents kBrick = {16, 32, 4 * kLanes};
+// Large enough for most of a brick and its surroundings to be the brick, small enough for the
+// planes within reach of one of them to stay in the L2 cache.
+constexpr Extents kBrick = {16, 32, 8 * kLanes};
 constexpr int64_t kMostUnits = 64;  // of a row
 
 // How bricks cut a grid, and how the memory of a thread is laid out: the voxels of a brick and
