@@ -20,6 +20,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from crfrefine.base.text import shorten_value
 
+Json = dict[str, Any]  # plain values by their names, such as those of a dataclass's fields
+
 # The types of values in JSON for a type; a whole number may be written as 1.
 _KINDS_OF_JSON: dict[Any, tuple[type, ...]] = {
     bool: (bool,),

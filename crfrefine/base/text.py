@@ -5,6 +5,8 @@ It is shortened, and has no characters that move the cursor or break a table.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -42,6 +44,13 @@ def for_spreadsheet(name: str) -> str:
     if name.startswith(("=", "+", "-", "@")):
         return f"'{printable(name)}"
     return printable(name)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as a table of comma-separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:

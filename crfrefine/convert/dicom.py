@@ -21,7 +21,7 @@ from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.label_options import notes_on_values
 from crfrefine.base.notes import Note
-from crfrefine.base.plain import from_plain, to_plain
+from crfrefine.base.plain import Json, from_plain, to_plain
 from crfrefine.convert.file import (
     check_options,
     describe_source,
@@ -72,7 +72,7 @@ def describe_dicom(path: Path) -> list[tuple[str, str]]:
     return [(name, value) for name, value in _ask({"source": path}, path)]
 
 
-def _ask(request: dict[str, Any], damaged: Path) -> Any:
+def _ask(request: Json, damaged: Path) -> Any:
     """Return the answer of another process to a request; raise its error."""
     package_folder = str(Path(__file__).parents[3])
     text = json.dumps({**request, "seconds": SECONDS}, default=str)
@@ -85,7 +85,7 @@ def _ask(request: dict[str, Any], damaged: Path) -> Any:
         raise UnsupportedFormatError(
             f"{damaged}: damaged DICOM: its decoding {reason}; copy or export it again"
         )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
+    answer: Json = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
     for kind in answer.keys() - {"done"}:
         raise getattr(errors, kind, UnexpectedError)(answer[kind])
     return answer["done"]
@@ -99,7 +99,7 @@ def serve() -> None:
     request = json.loads(sys.argv[2])
     source = Path(request["source"])
     failures: list[Failure] = []
-    answer: dict[str, Any] = {}
+    answer: Json = {}
     with failing_alone(failures.append, source):
         try:
             from crfrefine.io.dicom import describe, files

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.softmax import sigmoid
-from crfrefine.base.array_types import Float32, Float64
+from crfrefine.base.array_types import Float32, Float64, Indices, Labels
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import header_of_grid
 from crfrefine.metrics.overlap import MaskPair
@@ -41,7 +40,7 @@ class Phantom:
     # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
     image: Float32
     # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
-    labels: NDArray[np.uint8]
+    labels: Labels
     logits: Float32  # (4, *grid) float32, as from a mediocre network.
     spacing: tuple[float, float, float]  # mm, one per grid axis.
 
@@ -92,7 +91,7 @@ class _Maker:
         field_of_view = np.array(grid_shape) * self._spacing
         self._scale = float(field_of_view.min()) / _HEAD_SCALE_MM
 
-    def draw_anatomy(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def draw_anatomy(self) -> tuple[Labels, Labels]:
         """Return the labels, and the kind of tissue of each voxel, an entry of `_INTENSITIES`."""
         shape = self._grid_shape
         labels = np.zeros(shape, np.uint8)
@@ -107,7 +106,7 @@ class _Maker:
         tissue[labels > 0] = labels[labels > 0] + 2
         return labels, tissue
 
-    def draw_image(self, tissue: NDArray[np.uint8]) -> Float32:
+    def draw_image(self, tissue: Labels) -> Float32:
         """Return the modalities, with partial volume, texture, a bias field and noise."""
         image = np.empty((len(_INTENSITIES), *self._grid_shape), np.float32)
         for modality, means in enumerate(_INTENSITIES):
@@ -119,7 +118,7 @@ class _Maker:
             image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
         return image
 
-    def draw_logits(self, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> Float32:
+    def draw_logits(self, labels: Labels, tissue: Labels) -> Float32:
         """Return blurred scores with wandering borders, false islands, and holes in true labels."""
         logits = np.empty((NUM_LABELS, *self._grid_shape), np.float32)
         for label in range(NUM_LABELS):
@@ -149,7 +148,7 @@ class _Maker:
         deviation = max(float(values.std()), 1e-12)
         return np.asarray(values / deviation, np.float32)
 
-    def _ball_among(self, voxels: NDArray[np.intp], smallest: float, largest: float) -> Float32:
+    def _ball_among(self, voxels: Indices, smallest: float, largest: float) -> Float32:
         """Return a soft ball around one of some voxels, with a random radius in mm.
 
         It is 1 in the middle, 0.5 at the radius, and 0 beyond.

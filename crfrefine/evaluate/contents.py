@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from datetime import UTC, datetime
 from typing import Any
 
-from crfrefine.base.text import for_spreadsheet
+from crfrefine.base.text import csv_text, for_spreadsheet
 from crfrefine.cases.incomplete import left_out_entries
 from crfrefine.evaluate.evaluation import Evaluation
 from crfrefine.evaluate.lesion_totals import lesion_totals
@@ -27,12 +25,10 @@ LESION_COLUMNS = (
 
 def metrics_csv(table: ResultTable) -> str:
     """Return the tidy table: one line per value, in full precision; an undefined value is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[tuple[object, ...]] = [COLUMNS]
     for line in table:
         value = "" if math.isnan(line.value) else repr(float(line.value))
-        writer.writerow(
+        rows.append(
             (
                 for_spreadsheet(line.case),
                 for_spreadsheet(line.region),
@@ -41,14 +37,12 @@ def metrics_csv(table: ResultTable) -> str:
                 for_spreadsheet(line.method),
             )
         )
-    return text.getvalue()
+    return csv_text(rows)
 
 
 def lesions_csv(evaluation: Evaluation) -> str:
     """Return the table of lesions: one line for each of the reference, and for each false one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LESION_COLUMNS)
+    rows: list[tuple[object, ...]] = [LESION_COLUMNS]
     for result in evaluation.results:
         for method, lesions in result.lesions.items():
             names = [for_spreadsheet(result.case_id), for_spreadsheet(method)]
@@ -57,8 +51,8 @@ def lesions_csv(evaluation: Evaluation) -> str:
                 region, outcome, number, volume_ml, center_mm, matched_to, *scores = lesion
                 what = (for_spreadsheet(region), number, outcome, changes.get(lesion, ""))
                 matches = " ".join(map(str, matched_to))
-                writer.writerow((*names, *what, volume_ml, *center_mm, matches, *scores))
-    return text.getvalue()
+                rows.append((*names, *what, volume_ml, *center_mm, matches, *scores))
+    return csv_text(rows)
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:

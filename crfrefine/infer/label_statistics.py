@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from crfrefine.base.geometry import voxel_ml
-from crfrefine.base.text import for_spreadsheet
+from crfrefine.base.plain import Json
+from crfrefine.base.text import csv_text, for_spreadsheet
 from crfrefine.cases.case import Case
 from crfrefine.infer.plan import RunPlan
 from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES
@@ -22,7 +21,7 @@ COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
 _COMPONENT_COLUMNS = (*COMPONENT_CHANGES, LARGEST_VANISHED)
 
 
-def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> list[Json]:
     """Return the statistics of each label above 0 that a case has before or after.
 
     `names` are by the label's number, as in a record. Means are over the refined label, per
@@ -88,14 +87,14 @@ def statistics_csv(plan: RunPlan) -> str:
     titles = [str(number) for number in range(1, num_modalities + 1)]
     if len(modality_names) == num_modalities:
         titles = distinct_titles(modality_names)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"mean_{title}" for title in titles), *_COMPONENT_COLUMNS])
+    lines: list[list[object]] = [
+        [*COLUMNS, *(f"mean_{title}" for title in titles), *_COMPONENT_COLUMNS]
+    ]
     for record, row in rows:
         case = for_spreadsheet(record.case_id)
         name = for_spreadsheet(row["name"])
         volumes = (row["ml_before"], row["ml_after"])
         means = [*row["means"], *[None] * (num_modalities - len(row["means"]))]
         changes = [row.get(column) for column in _COMPONENT_COLUMNS]
-        writer.writerow([case, row["label"], name, *volumes, *means, *changes])
-    return text.getvalue()
+        lines.append([case, row["label"], name, *volumes, *means, *changes])
+    return csv_text(lines)

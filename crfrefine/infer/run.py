@@ -12,6 +12,7 @@ from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import NoteKind
+from crfrefine.base.plain import Json
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
@@ -76,7 +77,7 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
 
 def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
     """Return the options with paths that do not depend on the current folder."""
-    paths: dict[str, Any] = {}
+    paths: Json = {}
     for name, value in vars(options).items():
         if isinstance(value, Path):
             paths[name] = value.absolute()

@@ -16,13 +16,15 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple_rep
 from monai.utils.enums import MetaKeys
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.arrays.probabilities import InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
+from crfrefine.base.array_types import Array, Float64, Shape
 from crfrefine.base.geometry import describe_difference, same_grid, spacing_of
 from crfrefine.base.limits import check_threads
+from crfrefine.base.plain import Json
 from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -31,7 +33,7 @@ from crfrefine.refinement.case import refine
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
 # A name for messages, the shape of a grid, and its (4, 4) affine; None if that is unknown.
-Place = tuple[str, tuple[int, ...], NDArray[np.float64] | None]
+Place = tuple[str, Shape, Float64 | None]
 MAX_AXES = 3  # most axes that an affine places in the world
 _NO_PLACE = (
     "the spacing is unknown: neither logits nor image have metadata with an affine of their own; "
@@ -113,7 +115,7 @@ class CrfRefine(Transform):
         check_threads(threads)
         if regions is not None:
             regions = RegionScheme.of(regions)
-        self._options: dict[str, Any] = {
+        self._options: Json = {
             "parameters": self.parameters,
             "input_type": input_type,
             "network_spacing": copy.deepcopy(network_spacing),
@@ -204,9 +206,7 @@ class CrfRefine(Transform):
             )
         return can_be_batch
 
-    def _refine_case(
-        self, logits: Any, image: Any, mask: Any = None, *, place: str = ""
-    ) -> NDArray[Any]:
+    def _refine_case(self, logits: Any, image: Any, mask: Any = None, *, place: str = "") -> Array:
         """Return the result of one case as an array, channels first, as the settings ask for.
 
         Errors begin with its place in the batch, if any, and the name of its file.
@@ -233,7 +233,7 @@ class CrfRefine(Transform):
             return result.logits
         if self.output == "probabilities":
             return result.marginals
-        labels: NDArray[Any] = result.label_map[np.newaxis]
+        labels: Array = result.label_map[np.newaxis]
         if labels.dtype != np.uint8:
             labels = labels.astype(np.int32)  # PyTorch hardly supports uint16.
         return labels
@@ -353,7 +353,7 @@ def _spacing_of_case(
     return spacing_of(affine, len(grid))
 
 
-def _place_of(name: str, value: Any, grid: tuple[int, ...]) -> Place:
+def _place_of(name: str, value: Any, grid: Shape) -> Place:
     """Return the place of an input: its name, with its file if that is known, grid and affine.
 
     The affine is None if there is none, and also for the unit matrix that MONAI gives to tensors
@@ -384,7 +384,7 @@ def _place_of(name: str, value: Any, grid: tuple[int, ...]) -> Place:
     return name, grid, affine
 
 
-def _to_numpy(value: Any) -> NDArray[Any]:
+def _to_numpy(value: Any) -> Array:
     """Return the values of a tensor on any device, or of an array.
 
     bfloat16, which numpy lacks, becomes float32.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Indices, Integers
 from crfrefine.base.colors import LABEL_COLORS
 from crfrefine.errors import BackendUnavailableError
 
@@ -69,7 +69,7 @@ def enlarge(plane: Array, size: Pixels) -> Array:
     return plane[:, columns].take(rows, axis=0)
 
 
-def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> NDArray[np.intp]:
+def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> Indices:
     """Return the voxel of a line that the middle of each pixel is in."""
     middles = np.arange(num_pixels) + 0.5
     return (middles * num_voxels / num_pixels).astype(np.intp)
@@ -103,7 +103,7 @@ def outline(labels: Array) -> Bool:
     return border
 
 
-def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
+def is_dashed_on(labels: Array, rows: Integers, columns: Integers) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column.
 
     Lines of the labels 1 to 8 have no gaps; one half of those of 9 to 16 is drawn, and one third of

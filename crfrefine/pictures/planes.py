@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import label, maximum_filter, minimum_filter, uniform_filter
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import orientation_codes
 
@@ -162,7 +161,7 @@ class Window:
     high: float  # white, above `low`
     name: str = ""  # such as "lung"; empty if it comes from the image's percentiles
 
-    def gray(self, image: Float32) -> NDArray[np.uint8]:
+    def gray(self, image: Float32) -> Labels:
         """Return gray values from 0 to 255.
 
         NaN is black, as some programs write it outside of the brain.

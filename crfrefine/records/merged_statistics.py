@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from crfrefine.base.text import for_spreadsheet, listed
+from crfrefine.base.text import csv_text, for_spreadsheet, listed
 from crfrefine.errors import InputError
 from crfrefine.io.paths import require_file
 from crfrefine.io.writing import write_small_file
@@ -56,14 +56,12 @@ def merge_statistics(folder: Path, states: Sequence[CaseState]) -> Path:
         for row in rows:
             rows_of.setdefault(row[0], []).append(row)
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    merged = [columns]
     for state in states:
-        writer.writerows(rows_of.pop(for_spreadsheet(state.case_id), ()))
+        merged += rows_of.pop(for_spreadsheet(state.case_id), [])
     for rows in rows_of.values():  # Cases of an earlier run, which this one does not have.
-        writer.writerows(rows)
-    write_small_file(target, text.getvalue().encode())
+        merged += rows
+    write_small_file(target, csv_text(merged).encode())
     return target
 
 

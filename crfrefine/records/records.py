@@ -20,7 +20,7 @@ from crfrefine.base.failures import Failure
 from crfrefine.base.label_options import InputOptions, notes_on_values
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.observer import Observer
-from crfrefine.base.plain import fields_from_plain
+from crfrefine.base.plain import Json, fields_from_plain
 from crfrefine.base.text import listed
 from crfrefine.errors import ConfigError
 from crfrefine.io.json import to_json
@@ -131,7 +131,7 @@ class CaseRecord(Record):
             return self.written == time_of_change(label_map)
         return content_of(files_written(label_map), known)["checksum"] == known.get("checksum")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the fields of the JSON file."""
         fields = dict(vars(self))
         for name in ("times", "notes"):  # Longer entries go to the end.
@@ -147,7 +147,7 @@ class CaseRecord(Record):
         return fields
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Json) -> Self:
         """Restore a record from its JSON.
 
         Raise TypeError or KeyError if a field has a value of another kind or is missing.
@@ -226,7 +226,7 @@ class RunSummary:
         return text
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """The settings that the results depend on, as JSON has them.
 
         Parameters that an older version lacked have their defaults.
@@ -239,9 +239,9 @@ class RunSummary:
         settings["parameters_of_folds"] = folds
         return dict(json.loads(to_json(settings)))
 
-    def head(self) -> dict[str, Any]:
+    def head(self) -> Json:
         """Return the line of the run in the record, plain values without the cases."""
-        head: dict[str, Any] = {"schema": SCHEMA, "version": self.version}
+        head: Json = {"schema": SCHEMA, "version": self.version}
         for each in dataclasses.fields(self):
             if each.name == "input_options":
                 head |= self.input_options.to_dict()
@@ -251,7 +251,7 @@ class RunSummary:
         return head
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Json) -> Self:
         """Restore a run from its `head`; one of an older version has fewer fields.
 
         Raise ValueError, TypeError or KeyError if it is no line of a run.
@@ -289,7 +289,7 @@ def path_of_part(path: Path, num_parts: int, part_id: int | None) -> Path:
     return path.with_name(f"{path.stem}-{part_id or 0}-of-{num_parts}{path.suffix}")
 
 
-def _completed(parameters: dict[str, Any]) -> dict[str, Any]:
+def _completed(parameters: Json) -> Json:
     """Return parameters with the defaults of keys that an older version lacked."""
     with suppress(ConfigError):  # A newer version may have more keys.
         return CrfParameters.from_dict(parameters).to_dict()

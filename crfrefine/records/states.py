@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.plain import Json
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_line
@@ -47,7 +48,7 @@ class CaseState(NamedTuple):
             return "done"
         return "failed" if self.reason.kind is NoteKind.FAILED else "missing"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the state for JSON; the reason may be empty."""
         reason_kind = None
         if self.reason is not None:
