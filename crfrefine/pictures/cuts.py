@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box, grown
-from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.array_types import Array, Float32, Float64, Range
 from crfrefine.pictures import drawing
 from crfrefine.pictures.planes import (
     CHANGE_WINDOW_MM,
     PLANES,
+    Voxel,
     best_view,
+    box_of,
     choose_modality,
     choose_point,
     choose_window,
@@ -42,7 +44,7 @@ class Plane(NamedTuple):
     name: str  # such as "axial"
     # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
     edges: str
-    size_mm: tuple[float, float]  # width and height
+    size_mm: Range  # width and height
     image: drawing.Levels  # gray values
     # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
     # shown.
@@ -125,29 +127,30 @@ def cut_planes(
     volume = _Volume(image, maps, spacing, affine)
     changed = volume.maps["before"] != volume.maps["refined"]
     point = choose_point([*volume.maps.values()], changed)
+    numbers = planes_of(changed.shape)
+    framed: dict[int, Voxel] = {}  # the voxel that has a frame in a plane
+    frame_mm = (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
+    further = []  # planes through the largest change
     peak = largest_change(changed, volume.steps)
     if through is not None:
         point = volume.crop_around(through, before.shape)
-        peak = None
-    numbers = planes_of(changed.shape)
-    planes = [volume.cut(number, point, volume.crop) for number in numbers]
-    window_mm = (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
-    if through is not None:
-        for place, number in enumerate(numbers):
-            framed = volume.frame(number, point, window_mm)
-            planes[place] = planes[place]._replace(frame=framed)
-    if peak is not None:
-        number, is_near = best_view(changed, peak, point, volume.steps)
-        zoomed = volume.zoom(number, peak)
-        frame = volume.frame(number, peak, _ZOOM_MM if zoomed is not None else window_mm)
-        if not is_near:
-            cut = volume.cut(number, peak, volume.crop)
-            planes.append(cut._replace(name=f"change, {cut.name}", frame=frame))
-        elif zoomed is not None:
-            nearest = numbers.index(number)
-            planes[nearest] = planes[nearest]._replace(frame=frame)
+        framed = dict.fromkeys(numbers, point)
+    elif peak is not None:
+        view, is_near = best_view(changed, peak, point, volume.steps)
+        zoomed = volume.zoom(view, peak)
         if zoomed is not None:
-            planes.append(zoomed)
+            frame_mm = _ZOOM_MM
+            framed[view] = peak
+        if not is_near:
+            cut = volume.cut(view, peak, volume.crop, peak, frame_mm)
+            further.append(cut._replace(name=f"change, {cut.name}"))
+            framed = {}
+        if zoomed is not None:
+            further.append(zoomed)
+    planes = []
+    for number in numbers:
+        planes.append(volume.cut(number, point, volume.crop, framed.get(number), frame_mm))
+    planes += further
     if image is None:
         return planes, "no image"
     shown = "image"
@@ -198,16 +201,25 @@ class _Volume:
             margins = [math.ceil(margin_mm / step) for step in self.steps]
             self.crop = grown(box, margins, structure.shape)
 
-    def crop_around(self, voxel: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    def crop_around(self, voxel: Sequence[int], shape: Sequence[int]) -> Voxel:
         """Show the surroundings of a voxel of the stored grid; return its upright voxel."""
-        box = [slice(index, index + 1) for index in voxel]
-        upright_box = self.upright.inverse.find_box(box, shape)
+        upright_box = self.upright.inverse.find_box(box_of(voxel), shape)
         margins = [round(_REACH_MM / step) for step in self.steps]
         self.crop = grown(upright_box, margins, self._image.shape)
         return tuple(part.start for part in upright_box)
 
-    def cut(self, plane: int, point: Sequence[int], crop: Sequence[slice]) -> Plane:
-        """Return a part of a plane, by its number in `PLANES`, through a voxel."""
+    def cut(
+        self,
+        plane: int,
+        point: Voxel,
+        crop: Sequence[slice],
+        framed: Voxel | None = None,
+        frame_mm: Range = (0.0, 0.0),
+    ) -> Plane:
+        """Return a part of a plane, by its number in `PLANES`, through a voxel.
+
+        A frame of a size is around another voxel, if that is given.
+        """
         _, across, up, _ = PLANES[plane]
         index: list[int | slice] = [*point]
         index[across] = crop[across]
@@ -217,32 +229,21 @@ class _Volume:
         size_mm = (columns * self.steps[across], rows * self.steps[up])
         maps = {kind: _upwards(labels[tuple(index)]) for kind, labels in self.maps.items()}
         name, edges = describe_plane(plane, is_upright=self._is_upright)
-        return Plane(name, edges, size_mm, shown, maps)
+        frame = None
+        if framed is not None:
+            column = framed[across] - crop[across].start
+            frame = (column, crop[up].stop - 1 - framed[up], *frame_mm)
+        return Plane(name, edges, size_mm, shown, maps, frame)
 
-    def frame(
-        self, plane: int, voxel: Sequence[int], size_mm: tuple[float, float]
-    ) -> tuple[int, int, float, float]:
-        """Return the frame of a size around a voxel in a shown plane."""
-        _, across, up, _ = PLANES[plane]
-        column = voxel[across] - self.crop[across].start
-        row = self.crop[up].stop - 1 - voxel[up]
-        return (column, row, *size_mm)
-
-    def zoom(self, plane: int, peak: Sequence[int]) -> Plane | None:
+    def zoom(self, plane: int, peak: Voxel) -> Plane | None:
         """Return the part of a plane around the largest change; None if it is most of the plane."""
         _, across, up, _ = PLANES[plane]
-        crop = list(self.crop)
-        share = 1.0
-        for axis, reach_mm in zip((across, up), _ZOOM_MM, strict=True):
-            reach = round(reach_mm / self.steps[axis])
-            stop = min(peak[axis] + reach + 1, self._image.shape[axis])
-            crop[axis] = slice(max(0, peak[axis] - reach), stop)
-            extent = self.crop[axis].stop - self.crop[axis].start
-            share *= (crop[axis].stop - crop[axis].start) / extent
-        if share > _ZOOM_SHARE:
+        reach_mm = dict(zip((across, up), _ZOOM_MM, strict=True))
+        margins = [round(reach_mm.get(axis, 0.0) / step) for axis, step in enumerate(self.steps)]
+        enlarged = self.cut(plane, peak, grown(box_of(peak), margins, self._image.shape))
+        if enlarged.image.size > _ZOOM_SHARE * self.cut(plane, peak, self.crop).image.size:
             return None
-        cut = self.cut(plane, peak, crop)
-        return cut._replace(name=f"enlarged, {cut.name}")
+        return enlarged._replace(name=f"enlarged, {enlarged.name}")
 
 
 def _upwards(plane: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.array_types import Array, Bool, Indices, Integers
+from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.base.colors import LABEL_COLORS
 from crfrefine.errors import BackendUnavailableError
 
@@ -63,16 +63,11 @@ def enlarge(plane: Array, size: Pixels) -> Array:
 
     Each pixel has the value of the voxel that its middle is in.
     """
-    num_rows, num_columns = plane.shape
-    columns = _voxels_of_pixels(size[0], num_columns)
-    rows = _voxels_of_pixels(size[1], num_rows)
-    return plane[:, columns].take(rows, axis=0)
-
-
-def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> Indices:
-    """Return the voxel of a line that the middle of each pixel is in."""
-    middles = np.arange(num_pixels) + 0.5
-    return (middles * num_voxels / num_pixels).astype(np.intp)
+    for axis, num_pixels in enumerate(reversed(size)):
+        middles = np.arange(num_pixels) + 0.5
+        voxels = (middles * plane.shape[axis] / num_pixels).astype(np.intp)
+        plane = plane.take(voxels, axis=axis)
+    return plane
 
 
 def resize_gray(plane: Levels, size: Pixels, share: float = 1.0) -> Levels:

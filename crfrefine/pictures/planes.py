@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import label, maximum_filter, minimum_filter, uniform_filter
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box, grown
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import orientation_codes
@@ -100,10 +100,9 @@ def choose_point(maps: Sequence[Array], changed: Bool) -> Voxel:
         sections = structure.sum(axis=others)
         changes = changed.sum(axis=others)
         changes[sections < _LARGE_SECTION * sections.max()] = -1
-        candidates = np.flatnonzero(changes == changes.max())
-        sections_of_candidates = sections[candidates]
-        largest = candidates[sections_of_candidates == sections_of_candidates.max()]
-        point.append(int(largest[len(largest) // 2]))
+        ranks = list(zip(changes.tolist(), sections.tolist(), strict=True))
+        best = [index for index, rank in enumerate(ranks) if rank == max(ranks)]
+        point.append(best[len(best) // 2])
     return tuple(point)
 
 
@@ -113,15 +112,23 @@ def largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:
     if box is None:
         return None
     inside = changed[box]
-    size = []
-    for step, extent in zip(steps, inside.shape, strict=True):
-        reach = min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1)
-        size.append(2 * reach + 1)
+    reaches = zip(_change_reaches(steps), inside.shape, strict=True)
+    size = [2 * min(reach, extent - 1) + 1 for reach, extent in reaches]
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = uniform_filter(inside.astype(np.float32), size, mode="constant")
     density[~inside] = -1
     densest = np.unravel_index(int(density.argmax()), density.shape)
     return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
+
+
+def _change_reaches(steps: Sequence[float]) -> list[int]:
+    """Return half of the box in which changed voxels are counted, in voxels along each axis."""
+    return [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
+
+
+def box_of(voxel: Sequence[int]) -> Box:
+    """Return the box of a single voxel."""
+    return tuple(slice(index, index + 1) for index in voxel)
 
 
 def best_view(changed: Bool, peak: Voxel, point: Voxel, steps: Sequence[float]) -> tuple[int, bool]:
@@ -138,11 +145,7 @@ def best_view(changed: Bool, peak: Voxel, point: Voxel, steps: Sequence[float]) 
         through = PLANES[plane][-1]
         if abs(peak[through] - point[through]) * steps[through] <= CHANGE_WINDOW_MM / 2:
             near.append(plane)
-    around = []
-    for place, step in zip(peak, steps, strict=True):
-        reach = round(CHANGE_WINDOW_MM / 2 / step)
-        start = max(0, place - reach)
-        around.append(slice(start, place + reach + 1))
+    around = grown(box_of(peak), _change_reaches(steps), changed.shape)
 
     def num_changed(plane: int) -> int:
         through = PLANES[plane][-1]
@@ -233,20 +236,18 @@ def choose_modality(
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
         return 0
-    box = []
-    size = []
-    for part, step, extent in zip(occupied, steps, labels.shape, strict=True):
-        # A border is no wider than the grid, however close its voxels are.
-        reach = min(max(1, round(_BORDER_MM / step)), extent - 1)
-        box.append(slice(max(0, part.start - reach), part.stop + reach))
-        size.append(2 * reach + 1)
-    labels = labels[tuple(box)]
+    # A border is no wider than the grid, however close its voxels are.
+    extents = zip(steps, labels.shape, strict=True)
+    reaches = [min(max(1, round(_BORDER_MM / step)), extent - 1) for step, extent in extents]
+    size = [2 * reach + 1 for reach in reaches]
+    box = grown(occupied, reaches, labels.shape)
+    labels = labels[box]
     highest = maximum_filter(labels, size, mode="nearest")
     is_near = highest != minimum_filter(labels, size, mode="nearest")
 
     shares = []
     for modality, window in zip(modalities, windows, strict=True):
-        values = modality[tuple(box)]
+        values = modality[box]
         counted = is_near & _is_tissue(values)
         if not counted.any():
             shares.append(0.0)

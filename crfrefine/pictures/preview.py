@@ -66,12 +66,15 @@ def draw_preview(
     planes, shown = cut_planes(
         image, before, after, spacing, affine, modality_names, reference, through
     )
-    headings = {"image": "image"}
-    if reference is not None:
-        headings["reference"] = "reference"
-    headings["before"] = before_name
-    headings["refined"] = after_name
-    headings["changes"] = "errors" if shows_errors else "changed voxels"
+    headings = {
+        "image": "image",
+        "reference": "reference",
+        "before": before_name,
+        "refined": after_name,
+        "changes": "errors" if shows_errors else "changed voxels",
+    }
+    if reference is None:
+        del headings["reference"]
     largest = max(max(plane.image.shape) for plane in planes)
     width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
     room = len(headings) * (width + GAP) - GAP
