@@ -9,7 +9,7 @@ from crfrefine.cases.case_files import CaseFiles
 from crfrefine.infer.outputs import OutputFiles
 from crfrefine.records.contents import time_of_change, times_of_strokes
 from crfrefine.records.records import CaseRecord, RunSummary
-from crfrefine.records.states import RecordedRuns
+from crfrefine.records.states import CaseState, RecordedRuns
 
 REFINED_AGAIN = "refined again"
 _OMIT = "skipped if it is complete; omit --continue to refine all cases again"
@@ -39,7 +39,7 @@ def done_before(
     cases_of_reason: dict[Note, list[str]] = {}
     for files, outputs in files_of_cases:
         case_id = files.case_id
-        case = recorded.state_of(case_id, outputs.label_map, outputs.all(), now)
+        case = CaseState(recorded, case_id, outputs.label_map, outputs.all(), now)
         reason = case.reason
         # Contents tell more than the times of strokes, if they are recorded. A single file has no
         # record: only newer strokes show.

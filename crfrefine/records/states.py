@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.plain import Json
@@ -26,42 +26,6 @@ from crfrefine.records.records import (
 
 # The reasons why it is doubtful that a case is done.
 DOUBTS = (NoteKind.NO_RECORD, NoteKind.CHANGED)
-
-
-class CaseState(NamedTuple):
-    """The state of a case, for `--continue` and for `status`."""
-
-    case_id: str
-    label_map: Path
-    reason: Note | None  # why it is not done, or why that is doubtful; None means that it is done
-    # the last line on the label map, if the reason is None, and its run
-    record: CaseRecord | None = None
-    run: RunSummary | None = None
-    # the part of the last run that the case belongs to, and the number of its parts
-    part_id: int = 0
-    num_parts: int = 1
-
-    @property
-    def state(self) -> str:
-        """Either "done", "failed" or "missing"."""
-        if self.reason is None or self.reason.kind in DOUBTS:
-            return "done"
-        return "failed" if self.reason.kind is NoteKind.FAILED else "missing"
-
-    def to_dict(self) -> Json:
-        """Return the state for JSON; the reason may be empty."""
-        reason_kind = None
-        if self.reason is not None:
-            reason_kind = self.reason.kind.name.lower()
-        return {
-            "case_id": self.case_id,
-            "state": self.state,
-            "label_map": str(self.label_map),
-            "reason": str(self.reason or ""),
-            "reason_kind": reason_kind,
-            "part_id": self.part_id,
-            "num_parts": self.num_parts,
-        }
 
 
 class RecordedRuns:
@@ -99,7 +63,7 @@ class RecordedRuns:
                 return record, run
         return None, None
 
-    def _is_older(self, case_id: str, label_map: Path) -> bool:
+    def is_older(self, case_id: str, label_map: Path) -> bool:
         """Return whether a label map without a line was made before the lines that count.
 
         Its time tells, or in a copy of the folder, which has other times, its content.
@@ -114,37 +78,78 @@ class RecordedRuns:
                 checksums.add(record.contents[LABEL_MAP].get("checksum"))
         return bool(checksums) and content_of(files_written(label_map))["checksum"] in checksums
 
-    def state_of(
-        self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
-    ) -> CaseState:
-        """Return the state of a case with these outputs, seen from a run and its settings.
 
-        `others` are the outputs beside the label map.
-        """
-        record, run = self.latest(case_id, label_map)
+class CaseState:
+    """The state of a case by the records of runs, for `--continue` and for `status`.
+
+    It is seen from a run and its settings, `now`. `others` are the outputs beside the label map,
+    and `number` is that of the case in the run.
+    """
+
+    def __init__(
+        self,
+        recorded: RecordedRuns,
+        case_id: str,
+        label_map: Path,
+        others: Sequence[Path],
+        now: RunSummary,
+        number: int = 0,
+    ) -> None:
+        self.case_id = case_id
+        self.label_map = label_map
+        # the part of the run that the case belongs to, and the number of its parts
+        self.part_id = number % now.num_parts
+        self.num_parts = now.num_parts
+        # why the case is not done, or why that is doubtful; None means that it is done
+        self.reason: Note | None = None
+        # the last line on the label map, if it is done without a doubt, and its run
+        self.record: CaseRecord | None = None
+        self.run: RunSummary | None = None
+        record, run = recorded.latest(case_id, label_map)
         paths = (label_map, *others)
         # No exception for odd names.
         gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
-        reason = None
         if record is not None and record.status == "failed":
             problem = "no reason is recorded"
             if record.failures:
                 problem = record.failures[0].message
-            reason = NoteKind.FAILED(problem=problem)
+            self.reason = NoteKind.FAILED(problem=problem)
         # Files of an earlier run are not results of the run that is continued.
-        elif record is None and (gone == label_map or self._is_older(case_id, label_map)):
-            reason = NoteKind.NOT_REACHED()
+        elif record is None and (gone == label_map or recorded.is_older(case_id, label_map)):
+            self.reason = NoteKind.NOT_REACHED()
         elif gone is not None:
-            reason = NoteKind.GONE(path=str(gone))
+            self.reason = NoteKind.GONE(path=str(gone))
         elif record is None or run is None:
-            reason = NoteKind.NO_RECORD()
+            self.reason = NoteKind.NO_RECORD()
         elif not record.describes(label_map):
-            reason = NoteKind.CHANGED()
+            self.reason = NoteKind.CHANGED()
         elif keys := _other_values(record, run, now):
-            reason = NoteKind.WITH_OTHER_VALUES(keys=keys)
+            self.reason = NoteKind.WITH_OTHER_VALUES(keys=keys)
         else:
-            return CaseState(case_id, label_map, None, record, run)
-        return CaseState(case_id, label_map, reason)
+            self.record = record
+            self.run = run
+
+    @property
+    def state(self) -> str:
+        """Either "done", "failed" or "missing"."""
+        if self.reason is None or self.reason.kind in DOUBTS:
+            return "done"
+        return "failed" if self.reason.kind is NoteKind.FAILED else "missing"
+
+    def to_dict(self) -> Json:
+        """Return the state for JSON; the reason may be empty."""
+        reason_kind = None
+        if self.reason is not None:
+            reason_kind = self.reason.kind.name.lower()
+        return {
+            "case_id": self.case_id,
+            "state": self.state,
+            "label_map": str(self.label_map),
+            "reason": str(self.reason or ""),
+            "reason_kind": reason_kind,
+            "part_id": self.part_id,
+            "num_parts": self.num_parts,
+        }
 
 
 def read_records(folder: Path | None) -> RecordedRuns:
@@ -242,9 +247,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
             if record is not None:
                 paths = (record.probabilities, record.logits, record.preview, record.structures)
                 others = [label_map.parent / path.name for path in paths if path is not None]
-            state = recorded.state_of(case_id, label_map, others, run)
-            part_id = number % run.num_parts
-            states[case_id] = state._replace(part_id=part_id, num_parts=run.num_parts)
+            states[case_id] = CaseState(recorded, case_id, label_map, others, run, number)
 
     is_complete = not recorded.notes and all(case.state == "done" for case in states.values())
     notes = list(recorded.notes)
