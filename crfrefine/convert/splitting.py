@@ -33,14 +33,12 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
                 suffix = ".nii.gz"
         known = require_suffix(Path(f"NAME{suffix}"), WRITTEN_SUFFIXES)
         digits = max(2, len(str(header.num_channels)))
-        targets = []
-        for number in range(1, header.num_channels + 1):
-            name = f"{stem_of(source)}_frame{number:0{digits}}{suffix}"
-            targets.append(folder / name)
         add_volumes(source)
         check_writable(folder)
-        for target in targets:
-            check_replaceable(target)
+        targets = []
+        for number in range(1, header.num_channels + 1):
+            targets.append(folder / f"{stem_of(source)}_frame{number:0{digits}}{suffix}")
+            check_replaceable(targets[-1])
 
         stored = read_array(header, as_stored=True)
         dtype = image_type(stored, header.source, known.image_types)

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.softmax import sigmoid
-from crfrefine.base.array_types import Float32, Float64, Indices, Labels
+from crfrefine.base.array_types import Float32, Float64, Indices, Labels, Shape, Spacing
 from crfrefine.io import read_logits, read_volume, write_channels, write_label_map
 from crfrefine.io.volume import header_of_grid
 from crfrefine.metrics.overlap import MaskPair
@@ -70,53 +70,39 @@ def make_phantom(
             f"{grid_shape} at {spacing} mm"
         )
     maker = _Maker(seed, grid_shape, spacing)
-    labels, tissue = maker.draw_anatomy()
-    image = maker.draw_image(tissue)
-    logits = maker.draw_logits(labels, tissue)
-    return Phantom(image, labels, logits, spacing)
+    noise = maker.noise
+    wobble = 0.2 * noise(6)
+    head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
+    labels = np.zeros(grid_shape, np.uint8)
+    labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
+    labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
+    labels[(_ellipsoid(grid_shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
+    tissue = np.zeros(grid_shape, np.uint8)  # an entry of `_INTENSITIES`
+    tissue[head] = 1
+    tissue[head & (noise(5) > 0.25)] = 2
+    tissue[labels > 0] = labels[labels > 0] + 2
+
+    # Modalities have partial volume, texture, a bias field and noise.
+    image = np.empty((len(_INTENSITIES), *grid_shape), np.float32)
+    for modality, means in enumerate(_INTENSITIES):
+        values = np.asarray(means, np.float32)[tissue]
+        values = gaussian_filter(values, 0.5 / np.array(spacing))
+        values += 0.045 * noise(1.5)
+        values *= 1 + 0.06 * noise(25)
+        values += 0.05 * maker.white_noise()
+        image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
+    return Phantom(image, labels, maker.draw_logits(labels, tissue), spacing)
 
 
 class _Maker:
-    """The steps that make a phantom, which share one sequence of random numbers."""
+    """Noise and logits of a phantom, which share one sequence of random numbers."""
 
-    def __init__(
-        self,
-        seed: int,
-        grid_shape: tuple[int, int, int],
-        spacing: tuple[float, float, float],
-    ) -> None:
+    def __init__(self, seed: int, grid_shape: Shape, spacing: Spacing) -> None:
         self._rng = np.random.default_rng(seed)
         self._grid_shape = grid_shape
         self._spacing = np.array(spacing)
         field_of_view = np.array(grid_shape) * self._spacing
         self._scale = float(field_of_view.min()) / _HEAD_SCALE_MM
-
-    def draw_anatomy(self) -> tuple[Labels, Labels]:
-        """Return the labels, and the kind of tissue of each voxel, an entry of `_INTENSITIES`."""
-        shape = self._grid_shape
-        labels = np.zeros(shape, np.uint8)
-        tissue = np.zeros(shape, np.uint8)
-        wobble = 0.2 * self._noise(6)
-        head = _ellipsoid(shape, *_HEAD) + 0.2 * wobble < 1
-        labels[(_ellipsoid(shape, *_SHELL) + 2 * wobble < 1) & head] = 1
-        labels[(_ellipsoid(shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
-        labels[(_ellipsoid(shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
-        tissue[head] = 1
-        tissue[head & (self._noise(5) > 0.25)] = 2
-        tissue[labels > 0] = labels[labels > 0] + 2
-        return labels, tissue
-
-    def draw_image(self, tissue: Labels) -> Float32:
-        """Return the modalities, with partial volume, texture, a bias field and noise."""
-        image = np.empty((len(_INTENSITIES), *self._grid_shape), np.float32)
-        for modality, means in enumerate(_INTENSITIES):
-            values = np.asarray(means, np.float32)[tissue]
-            values = gaussian_filter(values, 0.5 / self._spacing)
-            values += 0.045 * self._noise(1.5)
-            values *= 1 + 0.06 * self._noise(25)
-            values += 0.05 * self._white_noise()
-            image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
-        return image
 
     def draw_logits(self, labels: Labels, tissue: Labels) -> Float32:
         """Return blurred scores with wandering borders, false islands, and holes in true labels."""
@@ -125,7 +111,7 @@ class _Maker:
             occurs = (labels == label).astype(np.float32)
             blurred = gaussian_filter(occurs, 2.2 * self._scale / self._spacing)
             logits[label] = np.log(np.clip(blurred, 2e-3, 1))
-            logits[label] += 0.9 * self._noise(3) + 0.5 * self._white_noise()
+            logits[label] += 0.9 * self.noise(3) + 0.5 * self.white_noise()
 
         rng = self._rng
         away = np.argwhere((tissue > 0) & (labels == 0))
@@ -138,13 +124,14 @@ class _Maker:
             logits[0] += rng.uniform(5.5, 8.0) * blob
         return logits
 
-    def _white_noise(self) -> Float32:
+    def white_noise(self) -> Float32:
+        """Return independent normal numbers."""
         return self._rng.standard_normal(self._grid_shape, np.float32)
 
-    def _noise(self, length: float) -> Float32:
+    def noise(self, length: float) -> Float32:
         """Return noise with unit variance and a correlation length in mm."""
         sigma = length * self._scale / self._spacing
-        values = gaussian_filter(self._white_noise(), sigma, mode="wrap")
+        values = gaussian_filter(self.white_noise(), sigma, mode="wrap")
         deviation = max(float(values.std()), 1e-12)
         return np.asarray(values / deviation, np.float32)
 
@@ -195,9 +182,7 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
         yield label, dices, numbers
 
 
-def _ellipsoid(
-    grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]
-) -> Float32:
+def _ellipsoid(grid_shape: Shape, center: Sequence[float], radii: Sequence[float]) -> Float32:
     """Return the normalized squared radius of each voxel: below 1 inside.
 
     `center` and `radii` are fractions of the field of view.

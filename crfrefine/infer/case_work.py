@@ -98,9 +98,12 @@ class CaseWork:
         self._backend = get_backend(in_flight.device)
         headers = read_case_headers(self._files, reading)
         parameters = self._options.parameters
-        may_stay = parameters.can_leave_out_labels and self._backend.name == "cpu"
-        may_stay = may_stay and not parameters.postprocess.protects  # The rule needs all of them.
-        is_streamed = may_stay and stays_in_files(headers, reading)
+        is_streamed = (
+            parameters.can_leave_out_labels
+            and self._backend.name == "cpu"
+            and not parameters.postprocess.protects  # The rule needs all labels.
+            and stays_in_files(headers, reading)
+        )
         needed, in_flight.input_bytes = require_memory_for(
             headers, reading, is_streamed=is_streamed
         )
@@ -243,11 +246,9 @@ class CaseWork:
 
         number_of_file = dict(outputs.structures)
         if outputs.folder is not None:
-            files = outputs.files_of_labels(
+            number_of_file |= outputs.files_of_labels(
                 result.label_map, self._segments, self.record.vanished_labels
             )
-            for path, segment in files.items():
-                number_of_file[path] = segment.label
 
         def write_binary(path: Path, number: int) -> None:
             alone = [replace(one, label=1) for one in self._segments if one.label == number]

@@ -123,8 +123,8 @@ class OutputFiles:
 
     def files_of_labels(
         self, labels: Labels, segments: Sequence[Segment], vanished: Sequence[int] = ()
-    ) -> dict[Path, Segment]:
-        """Return the segment of each file in the folder.
+    ) -> dict[Path, int]:
+        """Return the label of each file in the folder.
 
         It is of a label that occurs, of one that has vanished, whose file is empty, or of one that
         has a name.
@@ -138,7 +138,7 @@ class OutputFiles:
         files = {}
         stems: set[str] = set()
         for segment in segments_of(labels, segments, vanished):
-            files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
+            files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment.label
         return files
 
     def require_no_stale_input(self, files: CaseFiles) -> None:

@@ -10,7 +10,17 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box, grown
 from crfrefine.base.array_types import Array, Float32, Float64, Range
-from crfrefine.pictures import drawing
+from crfrefine.pictures.drawing import (
+    SMALL,
+    Canvas,
+    Colors,
+    Levels,
+    Pixels,
+    enlarge,
+    label_levels,
+    outline,
+    resize_gray,
+)
 from crfrefine.pictures.planes import (
     CHANGE_WINDOW_MM,
     PLANES,
@@ -45,7 +55,7 @@ class Plane(NamedTuple):
     # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
     edges: str
     size_mm: Range  # width and height
-    image: drawing.Levels  # gray values
+    image: Levels  # gray values
     # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
     # shown.
     maps: dict[str, Array]
@@ -55,11 +65,11 @@ class Plane(NamedTuple):
 
     def draw(
         self,
-        canvas: drawing.Canvas,
+        canvas: Canvas,
         panel: str,
-        corner: drawing.Pixels,
-        size: drawing.Pixels,
-        colors: drawing.Colors,
+        corner: Pixels,
+        size: Pixels,
+        colors: Colors,
     ) -> None:
         """Draw the plane in the middle of a panel, in true proportions.
 
@@ -78,16 +88,16 @@ class Plane(NamedTuple):
         left = corner[0] + (size[0] - width) // 2
         top = corner[1] + (size[1] - height) // 2
         share = _DIMMED if panel == "changes" else 1.0
-        pixels = drawing.resize_gray(self.image, (width, height), share)
+        pixels = resize_gray(self.image, (width, height), share)
         if panel in self.maps:
-            labels = drawing.enlarge(self.maps[panel], (width, height))
-            is_line = drawing.outline(labels)
-            pixels[is_line] = drawing.label_levels(labels[is_line], colors)
+            labels = enlarge(self.maps[panel], (width, height))
+            is_line = outline(labels)
+            pixels[is_line] = label_levels(labels[is_line], colors)
         elif panel == "changes":
-            before = drawing.enlarge(self.maps["before"], (width, height))
-            after = drawing.enlarge(self.maps["refined"], (width, height))
+            before = enlarge(self.maps["before"], (width, height))
+            after = enlarge(self.maps["refined"], (width, height))
             # Changed voxels have the color of the new label; white is background.
-            np.copyto(pixels, drawing.label_levels(after, colors), where=before != after)
+            np.copyto(pixels, label_levels(after, colors), where=before != after)
         canvas.paste(pixels, (left, top))
         if self.frame is not None and panel in ("image", "changes"):
             column, row, across_mm, down_mm = self.frame
@@ -102,7 +112,7 @@ class Plane(NamedTuple):
         if panel == "image":
             canvas.sides(self.edges, (left, top), (width, height))
             place = (corner[0] + 5, corner[1] + size[1] - 4)
-            canvas.text(place, self.name, drawing.SMALL, anchor="ld", has_edge=True)
+            canvas.text(place, self.name, SMALL, anchor="ld", has_edge=True)
 
 
 def cut_planes(

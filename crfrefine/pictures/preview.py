@@ -15,10 +15,9 @@ from crfrefine.base.array_types import Array, Float32, Float64, NamesOfLabels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.text import printable
 from crfrefine.metrics.lesion_matching import changes_text
-from crfrefine.pictures import drawing
 from crfrefine.pictures.colors import choose_colors, labels_nearby
 from crfrefine.pictures.cuts import Plane, cut_planes
-from crfrefine.pictures.drawing import FAINT_INK, GAP, MIN_HEIGHT, TEXT, TITLE
+from crfrefine.pictures.drawing import FAINT_INK, GAP, MIN_HEIGHT, TEXT, TITLE, Canvas, wrap
 
 if TYPE_CHECKING:
     from crfrefine.cases.case import Case
@@ -78,7 +77,7 @@ def draw_preview(
     largest = max(max(plane.image.shape) for plane in planes)
     width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
     room = len(headings) * (width + GAP) - GAP
-    lines = drawing.wrap(subtitle, TEXT, room) + drawing.wrap(shown, TEXT, room)
+    lines = wrap(subtitle, TEXT, room) + wrap(shown, TEXT, room)
     shown_maps = [labels for plane in planes for labels in plane.maps.values()]
     colors = choose_colors(labels_nearby(shown_maps))
     lost_text = "missed" if shows_errors else "changed to background"
@@ -92,7 +91,7 @@ def draw_preview(
     columns = max(1, room // _LEGEND_WIDTH)
     bottom = top + sum(heights) + len(heights) * GAP
     height = bottom + math.ceil(len(legend) / columns) * _LEGEND_LINE + _MARGIN
-    canvas = drawing.Canvas((room + 2 * _MARGIN, height))
+    canvas = Canvas((room + 2 * _MARGIN, height))
     canvas.text((_MARGIN, _MARGIN), title, TITLE, width=room, is_bold=True)
     for number, line in enumerate(lines):
         place = (_MARGIN, _MARGIN + _TITLE_LINE + number * _TEXT_LINE)

@@ -43,7 +43,14 @@ def merge_statistics(folder: Path, states: Sequence[CaseState]) -> Path:
     columns: list[str] = []
     rows_of: dict[str, list[list[str]]] = {}
     for path in paths:
-        head, *rows = _rows_in(path)
+        require_file(path)
+        try:
+            lines = list(csv.reader(io.StringIO(path.read_bytes().decode())))
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{path}: not a table of --statistics: {error}") from None
+        if not lines or any(len(line) != len(lines[0]) for line in lines):
+            raise InputError(f"{path}: not a table of --statistics: lines have unlike columns")
+        head, *rows = lines
         if not rows:
             columns = columns or head
             continue
@@ -63,15 +70,3 @@ def merge_statistics(folder: Path, states: Sequence[CaseState]) -> Path:
         merged += rows
     write_small_file(target, csv_text(merged).encode())
     return target
-
-
-def _rows_in(path: Path) -> list[list[str]]:
-    """Return the rows of a table; raise InputError for another file."""
-    require_file(path)
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode())))
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not a table of --statistics: {error}") from None
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
-        raise InputError(f"{path}: not a table of --statistics: lines have unlike columns")
-    return rows
