@@ -16,7 +16,7 @@ from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
 from crfrefine.io.paths import add_volumes, require_file, require_suffix
 from crfrefine.io.reading import read_array
 from crfrefine.io.segments import read_segments
-from crfrefine.io.volume import RareHeaderError, Segment, unique_stem
+from crfrefine.io.volume import RareHeaderError, Segment, segment_files
 from crfrefine.io.writing import check_replaceable, check_writable, write_label_map
 
 
@@ -25,12 +25,10 @@ def files_of_segments(
 ) -> list[Path]:
     """Return the file of each segment, which has its name; raise InputError for other files."""
     suffix = options.suffix or ".nii.gz"
-    stems: set[str] = set()
-    files = []
-    for segment in segments:
-        files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
-        require_suffix(files[-1], WRITTEN_SUFFIXES)
-        check_replaceable(files[-1])
+    files = list(segment_files(folder, segments, suffix))
+    for file in files:
+        require_suffix(file, WRITTEN_SUFFIXES)
+        check_replaceable(file)
     check_writable(folder)
     others = [path for path in list_files(folder, VOLUME_SUFFIXES) if path not in files]
     if others:

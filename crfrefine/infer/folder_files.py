@@ -18,10 +18,12 @@ from crfrefine.io.paths import files_written, suffix_of
 from crfrefine.io.writing import check_replaceable
 from crfrefine.records.records import RECORD_FOLDER
 
+Files = list[tuple[Path, bytes]]  # to write, with their contents
+
 
 def plan_ensemble_files(
     cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles], output: Path, notes: list[Note]
-) -> list[tuple[Path, bytes]]:
+) -> Files:
     """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
 
     Notes name files that are not there to be copied. Raise InputError if files of these names with
@@ -58,7 +60,7 @@ def plan_ensemble_files(
     return copies
 
 
-def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[Path, bytes]]:
+def plan_names_file(structures: Mapping[str, int], output: Path) -> Files:
     """Return the file for the names of structures in the output folder, and its content.
 
     Nothing if the same names are there.

@@ -16,6 +16,7 @@ from crfrefine.infer.plan import Task
 from crfrefine.io.writing import naming_after
 from crfrefine.records.records import CaseRecord, RunObserver
 
+Stage = tuple[str, int, int]  # its name, its step and the number of steps
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
 
@@ -43,7 +44,7 @@ class CaseInFlight:
         self.task = task
         self.device = ""  # as `get_backend` takes it
         self.input_bytes = 0  # of memory that its input takes, by an estimate
-        self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
+        self.stage: Stage | None = None
         self.num_bytes = 0  # of memory that the case has taken
         # Whether later cases wait for it: it has not begun, nor ended, or runs by itself.
         self.is_awaited = True
@@ -264,8 +265,8 @@ def _show_stages(
     case: CaseInFlight,
     future: Future[CaseRecord],
     observer: RunObserver,
-    shown: tuple[str, int, int] | None = None,
-) -> tuple[str, int, int] | None:
+    shown: Stage | None = None,
+) -> Stage | None:
     """Show the stages of a case until it waits for those before, or has ended.
 
     Begin after the last shown one; return the new last one.

@@ -26,9 +26,9 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.io import is_intact, placed_on, read_header, read_labels
 from crfrefine.io.formats import WRITTEN_SUFFIXES
 from crfrefine.io.paths import files_written, require_suffix, stem_of, suffix_of, suffix_to_write
-from crfrefine.io.volume import Segment, named_segments, segments_of, unique_stem
+from crfrefine.io.volume import Segment, named_segments, segment_files, segments_of
 from crfrefine.io.writing import check_replaceable
-from crfrefine.records.contents import Content, checksums_of_inputs, content_of, contents_of_inputs
+from crfrefine.records.contents import Contents, checksums_of_inputs, content_of, contents_of_inputs
 from crfrefine.records.records import FileBefore
 
 _ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
@@ -134,12 +134,9 @@ class OutputFiles:
             pairs = self.label_names.items()
             names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
             segments = named_segments(names)
-        suffix = suffix_of(self.label_map)
-        files = {}
-        stems: set[str] = set()
-        for segment in segments_of(labels, segments, vanished):
-            files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment.label
-        return files
+        occurring = segments_of(labels, segments, vanished)
+        files = segment_files(self.folder, occurring, suffix_of(self.label_map))
+        return {path: segment.label for path, segment in files.items()}
 
     def require_no_stale_input(self, files: CaseFiles) -> None:
         """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
@@ -151,9 +148,7 @@ class OutputFiles:
                 if is_as_written and inputs != checksums_of_inputs(contents_of_inputs(files)):
                     raise
 
-    def remove_stale(
-        self, contents: Mapping[str, Content], kept: Collection[Path]
-    ) -> Iterator[Note]:
+    def remove_stale(self, contents: Contents, kept: Collection[Path]) -> Iterator[Note]:
         """Remove files of the case that are of other parameters, options or inputs; yield notes.
 
         Such is the file of a label that has vanished; `kept` are the files of the new result, whose

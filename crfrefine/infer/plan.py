@@ -20,7 +20,12 @@ from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend, is_available
 from crfrefine.errors import CrfRefineError
-from crfrefine.infer.folder_files import check_summary_path, plan_ensemble_files, plan_names_file
+from crfrefine.infer.folder_files import (
+    Files,
+    check_summary_path,
+    plan_ensemble_files,
+    plan_names_file,
+)
 from crfrefine.infer.inputs import find_inputs
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import OutputFiles, optional_files, plan_outputs
@@ -179,7 +184,7 @@ class RunPlan:
             if path is not None:
                 check_output(path)
         # files beside the outputs, and their content: names of structures, files of nnU-Net
-        self.folder_files: list[tuple[Path, bytes]] = []
+        self.folder_files: Files = []
         if options.save_probabilities:
             self.folder_files += plan_ensemble_files(
                 self.inputs.cases, all_outputs, output, self.notes

@@ -351,13 +351,14 @@ def iter_pieces(
             yield slice(first, first + at_once), slice(start, stop)
 
 
-def unique_stem(segment: Segment, stems: set[str]) -> str:
-    """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`.
-
-    It is none of `stems`, to which it is added.
-    """
-    stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
-    while stem.casefold() in stems:
-        stem = f"{stem}_{segment.label}"
-    stems.add(stem.casefold())
-    return stem
+def segment_files(folder: Path, segments: Iterable[Segment], suffix: str) -> dict[Path, Segment]:
+    """Return the segment of each file in a folder, such as `Niere__linke.nii` of `Niere, linke`."""
+    files = {}
+    stems: set[str] = set()  # no two that differ in capitals only
+    for segment in segments:
+        stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+        while stem.casefold() in stems:
+            stem = f"{stem}_{segment.label}"
+        stems.add(stem.casefold())
+        files[folder / f"{stem}{suffix}"] = segment
+    return files

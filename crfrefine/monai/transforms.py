@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple_rep
@@ -30,6 +31,7 @@ from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, Inp
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine
 
+Model = CrfParameters | str | Path | Mapping[str, Any] | None
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
 # A name for messages, the shape of a grid, and its (4, 4) affine; None if that is unknown.
@@ -80,7 +82,7 @@ class CrfRefine(Transform):
 
     def __init__(
         self,
-        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = None,
+        parameters: Model = None,
         *,
         output: Output | None = None,
         input_type: InputType = "auto",
@@ -262,10 +264,10 @@ class CrfRefined(MapTransform):
 
     def __init__(
         self,
-        keys: Hashable | Sequence[Hashable],
-        image_key: Hashable | Sequence[Hashable] = "image",
-        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = None,
-        mask_key: Hashable | Sequence[Hashable] | None = None,
+        keys: KeysCollection,
+        image_key: KeysCollection = "image",
+        parameters: Model = None,
+        mask_key: KeysCollection | None = None,
         device: str | None = None,
         allow_missing_keys: bool = False,
         **settings: Any,

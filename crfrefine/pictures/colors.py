@@ -12,13 +12,13 @@ from crfrefine.base.axes import Axes
 from crfrefine.base.colors import LABEL_COLORS, difference
 from crfrefine.base.limits import MAX_LABEL
 
+Neighbors = dict[int, set[int]]  # the labels near each label
+
 _NEAR = 2  # voxels within which labels are neighbors
 _ALIKE = 25.0  # a smaller difference is hard to see on thin lines; larger ones count alike
 
 
-def choose_colors(
-    neighbors: Mapping[int, set[int]], named: Mapping[int, str] | None = None
-) -> dict[int, str]:
+def choose_colors(neighbors: Neighbors, named: Mapping[int, str] | None = None) -> dict[int, str]:
     """Return the color of each label, ascending, `#rrggbb`.
 
     It is that of `named`, or else the next of `LABEL_COLORS` for the next label; it is another one
@@ -43,12 +43,12 @@ def choose_colors(
     return chosen
 
 
-def labels_nearby(maps: Sequence[Array]) -> dict[int, set[int]]:
+def labels_nearby(maps: Sequence[Array]) -> Neighbors:
     """Return the labels at most _NEAR voxels from each label that occurs, along an axis.
 
     The maps are (*grid), unsigned; background is left out.
     """
-    neighbors: dict[int, set[int]] = {}
+    neighbors: Neighbors = {}
     for label_map in maps:
         for label in foreground_labels(label_map):
             neighbors.setdefault(label, set())

@@ -5,7 +5,7 @@ Times are no evidence, as a copy of a folder has other ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ from crfrefine.io.paths import files_read
 LABEL_MAP = "label_map"  # the one output among the contents of a case
 _BLOCK_BYTES = 1 << 20
 # The checksum of files, and a stamp, which is one of their sizes and times.
-Content: TypeAlias = Mapping[str, str]
+Content: TypeAlias = dict[str, str]
+Contents: TypeAlias = dict[str, Content]  # of each kind of file of a case
 
 
 def time_of_change(path: Path) -> str | None:
@@ -36,7 +37,7 @@ def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
     return {path.name: time_of_change(path) for path in files.strokes}
 
 
-def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str, str]:
+def content_of(paths: Iterable[Path], known: Content | None = None) -> Content:
     """Return the content of files; files that cannot be read count as missing.
 
     Files with the stamp of `known` have its content, and are not read.
@@ -65,9 +66,7 @@ def content_of(paths: Iterable[Path], known: Content | None = None) -> dict[str,
     return {"stamp": stamp, "checksum": f"{num_bytes}-{checksum:08x}"}
 
 
-def contents_of_inputs(
-    files: CaseFiles, known: Mapping[str, Content] | None = None
-) -> dict[str, dict[str, str]]:
+def contents_of_inputs(files: CaseFiles, known: Contents | None = None) -> Contents:
     """Return the content of each kind of input that a case has: "images", "logits" and so on.
 
     By these words a message says which input has changed. A spacing that is given counts as one.
@@ -87,7 +86,7 @@ def contents_of_inputs(
     return contents
 
 
-def checksums_of_inputs(contents: Mapping[str, Content]) -> dict[str, str | None]:
+def checksums_of_inputs(contents: Contents) -> dict[str, str | None]:
     """Return the checksum of each kind of input among the contents of a case."""
     checksums = {}
     for kind, content in contents.items():
@@ -96,7 +95,7 @@ def checksums_of_inputs(contents: Mapping[str, Content]) -> dict[str, str | None
     return checksums
 
 
-def changed_inputs(files: CaseFiles, known: Mapping[str, Content]) -> list[str]:
+def changed_inputs(files: CaseFiles, known: Contents) -> list[str]:
     """Return the kinds of inputs whose contents are not the known ones.
 
     Empty for the record of an older version, which has no contents.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -42,23 +43,23 @@ class RecordedRuns:
         self.runs = sorted(runs, key=lambda run: run.started)
         self.notes = list(notes)
         # Of each case: its lines, each with its run
-        self._lines: dict[str, list[tuple[CaseRecord, RunSummary]]] = {}
+        self._lines = defaultdict[str, list[tuple[CaseRecord, RunSummary]]](list)
         # when the last run without --continue began, and how many lines there were before
-        self._begun: dict[str, tuple[str, int]] = {}
+        self._begun = defaultdict[str, tuple[str, int]](lambda: ("", 0))
         for run in self.runs:
             if not run.resumed:
                 began = run.started.astimezone(UTC).isoformat(timespec="microseconds")
                 for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
-                    self._begun[case_id] = (began, len(self._lines.get(case_id, ())))
+                    self._begun[case_id] = (began, len(self._lines[case_id]))
             for record in run.cases:
-                self._lines.setdefault(record.case_id, []).append((record, run))
+                self._lines[record.case_id].append((record, run))
 
     def latest(
         self, case_id: str, label_map: Path
     ) -> tuple[CaseRecord, RunSummary] | tuple[None, None]:
         """Return the last line of a case on a label map of this format, with its run."""
-        _, num_earlier = self._begun.get(case_id, ("", 0))
-        for record, run in reversed(self._lines.get(case_id, [])[num_earlier:]):
+        _, num_earlier = self._begun[case_id]
+        for record, run in reversed(self._lines[case_id][num_earlier:]):
             if record.output is None or record.output.name == label_map.name:
                 return record, run
         return None, None
@@ -68,11 +69,11 @@ class RecordedRuns:
 
         Its time tells, or in a copy of the folder, which has other times, its content.
         """
-        began, num_earlier = self._begun.get(case_id, ("", 0))
+        began, num_earlier = self._begun[case_id]
         if (time_of_change(label_map) or "") < began:
             return True
         checksums = set()
-        for record, _ in self._lines.get(case_id, [])[:num_earlier]:
+        for record, _ in self._lines[case_id][:num_earlier]:
             is_same_file = record.output is not None and record.output.name == label_map.name
             if is_same_file and LABEL_MAP in record.contents:
                 checksums.add(record.contents[LABEL_MAP].get("checksum"))
