@@ -65,7 +65,7 @@ def convert(
     from crfrefine.base.failures import failing_alone
     from crfrefine.convert.dicom import convert_dicom
     from crfrefine.convert.file import convert_file
-    from crfrefine.convert.segments import split_segments
+    from crfrefine.convert.splitting import split_file, split_segments
     from crfrefine.errors import InputError
     from crfrefine.io.formats import LABELS_SUFFIXES
     from crfrefine.io.paths import holds_many, holds_volumes, is_dicom, is_pattern, suffix_of
@@ -80,8 +80,6 @@ def convert(
             )
         if holds_many(source):
             raise InputError(f"{source}: --split takes one file; give each file by itself")
-        from crfrefine.convert.splitting import split_file
-
         for path in split_file(source, target, suffix):
             if not quiet:
                 print(printable(str(path)))

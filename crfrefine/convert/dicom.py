@@ -24,16 +24,16 @@ from crfrefine.base.notes import Note
 from crfrefine.base.plain import Json, from_plain, to_plain
 from crfrefine.convert.file import (
     check_options,
+    convert_image,
+    convert_labels,
     describe_source,
     labels_on,
     refuse_map,
     segments_in,
-    write_image,
-    write_labels,
 )
 from crfrefine.convert.options import ConversionOptions
 from crfrefine.convert.placing import require_grid
-from crfrefine.convert.segments import files_of_segments, sentence_on_segments
+from crfrefine.convert.splitting import files_of_segments, sentence_on_segments
 from crfrefine.errors import InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.info.files import describe_header
 from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
@@ -162,9 +162,9 @@ def _convert(source: Path, target: Path, options: ConversionOptions, notes: list
     if header.format == dicom.SEGMENTATION:
         labels, found = map_labels(volume.data, options.mapping)
         notes += notes_on_values(options.mapping, found, "no voxel")
-        return write_labels(labels, header, target, header, options)
+        return convert_labels(labels, header, target, header, options)
     refuse_map(source, options, "an image")
-    return write_image(volume.data.T[np.newaxis], header, target, header, options)
+    return convert_image(volume.data.T[np.newaxis], header, target, header, options)
 
 
 def _write_segmentation(

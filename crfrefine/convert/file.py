@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from crfrefine import io
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.arrays.scales import divide_by_scale
@@ -26,12 +25,25 @@ from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.convert.options import ConversionOptions
 from crfrefine.convert.placing import grid_to_write, with_place
 from crfrefine.errors import InputError
-from crfrefine.io.formats import FORMAT_OF_NAME, LABELS_SUFFIXES
+from crfrefine.io import (
+    logits_header,
+    placed_on,
+    read_channels,
+    read_header,
+    write_channels,
+    write_label_map,
+)
+from crfrefine.io.formats import (
+    FORMAT_OF_NAME,
+    LABELS_SUFFIXES,
+    VOLUME_SUFFIXES,
+    WRITTEN_SUFFIXES,
+)
 from crfrefine.io.paths import add_volumes, holds_scores_alone, is_dicom, require_suffix, suffix_of
 from crfrefine.io.reading import read_array
 from crfrefine.io.stored import describe_scaling, image_type, scaled_planes
 from crfrefine.io.volume import Segments, VolumeHeader, map_segments, named_segments
-from crfrefine.io.writing import check_replaceable, check_writable
+from crfrefine.io.writing import check_replaceable, check_writable, write_image
 
 # Words for the content of a file where options expect another one.
 _FOUND = {
@@ -56,13 +68,13 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     add_volumes(source, options.like)
     *_, target_file = check_replaceable(target)
 
-    header = io.read_header(source)
+    header = read_header(source)
     like = None
     if options.like is not None:
-        like = io.read_header(options.like, io.VOLUME_SUFFIXES)
+        like = read_header(options.like, VOLUME_SUFFIXES)
     notes: list[Note] = []
     header, like, compared = with_place(header, like, options, notes)
-    placed = io.placed_on(header, like)
+    placed = placed_on(header, like)
     if placed.turning is not None:
         notes.append(placed.turning)
     regions = find_regions(None, read_descriptions([source]), options.channel_labels)
@@ -77,19 +89,19 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
             f"{_FOUND[content]}"
         )
     if content != "scores" or options.to == "labels":
-        require_suffix(target, io.WRITTEN_SUFFIXES)
+        require_suffix(target, WRITTEN_SUFFIXES)
     grid = grid_to_write(placed, like, target, is_filled=content == "labels")
     check_writable(target_file.parent)
     if content == "labels":
         labels = labels_on(grid, placed, options, notes)
-        sentence = write_labels(labels, placed, target, grid, options)
+        sentence = convert_labels(labels, placed, target, grid, options)
     elif content == "image":
         stored = read_array(placed, as_stored=True)
-        sentence = write_image(stored, placed, target, grid, options)
+        sentence = convert_image(stored, placed, target, grid, options)
     else:
         if grid.affine is not None and holds_scores_alone(target):
             placed, grid = for_archive(placed, grid, target)
-        values = io.read_channels(placed)
+        values = read_channels(placed)
         if compared is not None:
             are_regions = regions.scheme_of(values, placed) is not None
             notes += FrameCheck(compared, placed, grid).look(values, are_regions=are_regions)
@@ -206,7 +218,7 @@ def segments_in(header: VolumeHeader, mapping: Mapping[int, int]) -> Segments:
     return segments
 
 
-def write_labels(
+def convert_labels(
     labels: Labels,
     header: VolumeHeader,
     target: Path,
@@ -215,12 +227,12 @@ def write_labels(
 ) -> str:
     """Write the labels of a file, (*grid), in the smallest type; return a sentence."""
     segments = segments_in(header, options.mapping)
-    io.write_label_map(target, labels.reshape(grid.grid_shape), grid, segments=segments)
+    write_label_map(target, labels.reshape(grid.grid_shape), grid, segments=segments)
     source = describe_source(header, f"label map, {header.dtype}")
     return f"{source} -> {target}: label map, {labels.dtype}"
 
 
-def write_image(
+def convert_image(
     stored: Array,
     header: VolumeHeader,
     target: Path,
@@ -228,11 +240,11 @@ def write_image(
     options: ConversionOptions,
 ) -> str:
     """Write the stored values of a file, (channels, [z,] y, x), as an image; return a sentence."""
-    types = require_suffix(target, io.WRITTEN_SUFFIXES).image_types
+    types = require_suffix(target, WRITTEN_SUFFIXES).image_types
     dtype = image_type(stored, header.source, types)
     num_channels = len(stored)
     planes = scaled_planes(stored.reshape(-1, *grid.stored_grid), header.source)
-    io.write_image(target, dtype, grid, planes, num_channels=num_channels)
+    write_image(target, dtype, grid, planes, num_channels=num_channels)
 
     kind = "image"
     if num_channels > 1:
@@ -264,7 +276,7 @@ def _convert_channels(
     `values` are (channels, [z,] y, x). Logits of regions are log-odds. `grid` has the geometry of
     the target.
     """
-    channels = io.logits_header([header], fewest=1 if regions.declares(1) else 2)
+    channels = logits_header([header], fewest=1 if regions.declares(1) else 2)
     to = options.to
     kind = header.kind or ""
     input_type = "auto"
@@ -290,7 +302,7 @@ def _convert_channels(
         labels = decode(reverse_grid(values), scheme).reshape(grid.grid_shape)
         if channel_labels is not None:
             labels = renumber(labels, channel_labels)
-        io.write_label_map(target, labels, grid, segments=segments)
+        write_label_map(target, labels, grid, segments=segments)
         return f"{sentence}: label map"
     if to not in (None, kind):
         take_logits(values, kind, scheme)
@@ -298,7 +310,7 @@ def _convert_channels(
             values = probabilities_of(values, scheme)
         kind = to
     values = values.reshape(len(values), *grid.stored_grid)
-    io.write_channels(target, reverse_grid(values), grid, kind=kind or "logits")
+    write_channels(target, reverse_grid(values), grid, kind=kind or "logits")
     return f"{sentence}: {kind or 'the same values'}"
 
 

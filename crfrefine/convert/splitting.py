@@ -1,18 +1,25 @@
-"""Split a file of several volumes, such as the times of a cine, into one file per volume."""
+"""Split a file into one file per volume, such as the times of a cine, or per segment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from crfrefine.base.failures import naming_file
 from crfrefine.base.inputs import keeping_inputs
-from crfrefine.errors import InputError
+from crfrefine.base.text import counted
+from crfrefine.cases.listing import list_files
+from crfrefine.convert.options import ConversionOptions
+from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.formats import VOLUME_SUFFIXES, WRITTEN_SUFFIXES
 from crfrefine.io.headers import read_header
-from crfrefine.io.paths import add_volumes, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import add_volumes, require_file, require_suffix, stem_of, suffix_of
 from crfrefine.io.reading import read_array
+from crfrefine.io.segments import read_segments
 from crfrefine.io.stored import image_type, scaled_planes
-from crfrefine.io.writing import check_replaceable, check_writable, write_image
+from crfrefine.io.volume import RareHeaderError, Segment, segment_files
+from crfrefine.io.writing import check_replaceable, check_writable, write_image, write_label_map
 
 
 def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
@@ -46,3 +53,56 @@ def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]
             planes = scaled_planes(stored[number : number + 1], header.source)
             write_image(target, dtype, header, planes)
             yield target
+
+
+def files_of_segments(
+    folder: Path, segments: Iterable[Segment], options: ConversionOptions
+) -> list[Path]:
+    """Return the file of each segment, which has its name; raise InputError for other files."""
+    suffix = options.suffix or ".nii.gz"
+    files = list(segment_files(folder, segments, suffix))
+    for file in files:
+        require_suffix(file, WRITTEN_SUFFIXES)
+        check_replaceable(file)
+    check_writable(folder)
+    others = [path for path in list_files(folder, VOLUME_SUFFIXES) if path not in files]
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0].name}, which would count as another structure; "
+            "name a new folder"
+        )
+    return files
+
+
+def sentence_on_segments(source: Path, folder: Path, number: int) -> str:
+    """Return a sentence on the written segments of a file."""
+    return f"{source}: {counted(number, 'segment')} -> {folder}: a mask of 0 and 1 each"
+
+
+@keeping_inputs()
+def split_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
+    """Write each segment of a .seg.nrrd, which may overlap; return a sentence.
+
+    Raises InputError for other options than the format of the files, and for a file without
+    segments.
+    """
+    if options != ConversionOptions(suffix=options.suffix):
+        raise InputError(
+            f"{source}: the segments of a file go into the folder {folder} as they are; of the "
+            "options this takes --output-format only"
+        )
+    require_file(source)
+    add_volumes(source)
+    with naming_file(source):
+        try:
+            header, segments = read_segments(source)
+        except RareHeaderError as error:
+            raise UnsupportedFormatError(f"{source}: cannot be split: it has {error}") from None
+        if not segments:
+            raise InputError(f"{source}: names no segments; name a file to convert it as it is")
+        files = files_of_segments(folder, [segment for segment, _ in segments], options)
+        layers = read_array(header, as_stored=True)
+    for file, (segment, layer) in zip(files, segments, strict=True):
+        mask = (layers[layer] == segment.label).view("u1").T
+        write_label_map(file, mask, header, segments=[replace(segment, label=1)])
+    return sentence_on_segments(source, folder, len(files))
