@@ -233,9 +233,11 @@ class CaseWork:
         if not isinstance(self._case.network, LabelMapNetwork):
             labels = labels_of_channels(result)
         del self._case
-        self._write_channels(outputs.probabilities, "probabilities", result, labels)
-        self._write_channels(outputs.logits, "logits", result, labels)
-        self._write_channels(outputs.archive, "probabilities", result, labels)
+        kinds = ("probabilities", "logits", "probabilities")
+        paths = (outputs.probabilities, outputs.logits, outputs.archive)
+        for path, kind in zip(paths, kinds, strict=True):
+            if path is not None:
+                self._write_channels(path, kind, result, labels)
         written = list(outputs.all())
         if outputs.archive is not None and outputs.properties is not None:
             copy = outputs.archive.with_suffix(".pkl")  # a pickle, which is never loaded
@@ -247,7 +249,10 @@ class CaseWork:
         number_of_file = dict(outputs.structures)
         if outputs.folder is not None:
             number_of_file |= outputs.files_of_labels(
-                result.label_map, self._segments, self.record.vanished_labels
+                result.label_map,
+                self._segments,
+                self._reading.label_names,
+                self.record.vanished_labels,
             )
 
         def write_binary(path: Path, number: int) -> None:
@@ -263,15 +268,13 @@ class CaseWork:
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
-        self, path: Path | None, kind: str, result: RefinementResult, labels: Sequence[int]
+        self, path: Path, kind: str, result: RefinementResult, labels: Sequence[int]
     ) -> None:
         """Write the channel of each label, or region, also of labels that occur nowhere.
 
         An archive (.npz) has them as nnU-Net does, (label, z, y, x): its plans may turn axes, and
-        of a plane, z is 1. Without a path nothing is written.
+        of a plane, z is 1.
         """
-        if path is None:
-            return
         if result.channels.is_streamed:
             temperature = result.output_temperature if kind == "probabilities" else None
 

@@ -174,6 +174,9 @@ class CaseInFlight:
                 run.changed.notify_all()
 
 
+Refine = Callable[[CaseInFlight], CaseRecord]
+
+
 class CasesInFlight:
     """The cases of a run, several of them in work at a time, with what they share.
 
@@ -202,11 +205,7 @@ class CasesInFlight:
         self._is_gpu_lost = False
         self.cases = [CaseInFlight(task, number, self) for number, task in enumerate(tasks)]
 
-    def records(
-        self,
-        refine: Callable[[CaseInFlight], CaseRecord],
-        observer: RunObserver,
-    ) -> Generator[CaseRecord]:
+    def records(self, refine: Refine, observer: RunObserver) -> Generator[CaseRecord]:
         """Yield the record of each case in the order of the tasks, as `refine` returns it."""
         # As many threads again are for cases that have left their places and are only written.
         pool = thread_pool(2 * self.num_jobs, "case")
@@ -232,9 +231,7 @@ class CasesInFlight:
                 self.changed.notify_all()
             pool.shutdown(cancel_futures=True)
 
-    def _work_on(
-        self, case: CaseInFlight, refine: Callable[[CaseInFlight], CaseRecord]
-    ) -> CaseRecord:
+    def _work_on(self, case: CaseInFlight, refine: Refine) -> CaseRecord:
         """Refine a case, again if it has to give way, or lacks memory or a GPU."""
         try:
             while True:

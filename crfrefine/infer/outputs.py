@@ -65,8 +65,6 @@ class OutputFiles:
     structures: Mapping[Path, int] = field(default_factory=dict)
     # of one binary file per label, where the input has no structures; it holds nothing else
     folder: Path | None = None
-    # of labels that no segment describes
-    label_names: NamesOfLabels = field(default_factory=dict)
     # Files that earlier runs wrote for the case, and this run does not.
     before: Mapping[Path, FileBefore] = field(default_factory=dict)
     # Files without a record that are there under the names of options which are not given now.
@@ -77,10 +75,12 @@ class OutputFiles:
         cls,
         files: CaseFiles,
         options: InferenceOptions,
-        label_names: NamesOfLabels,
+        numbers: Mapping[str, int],
         is_nnunet: Callable[[Path], bool],
     ) -> OutputFiles:
         """Return the output files of a case, by its name or as the manifest says.
+
+        `numbers` are those of the structures, by name.
 
         There is an archive if the logits are one in a folder that `is_nnunet` says is nnU-Net's.
         """
@@ -108,8 +108,7 @@ class OutputFiles:
             return outputs
         folder = label_map.with_name(stem)
         if not files.structures:
-            return replace(outputs, folder=folder, label_names=label_names)
-        numbers = {name: number for number, name in label_names.items()}
+            return replace(outputs, folder=folder)
         structures = {}
         for name, path in zip(files.structures, files.network, strict=True):
             structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
@@ -122,16 +121,20 @@ class OutputFiles:
         return (*requested, *self.structures, self.label_map)
 
     def files_of_labels(
-        self, labels: Labels, segments: Sequence[Segment], vanished: Sequence[int] = ()
+        self,
+        labels: Labels,
+        segments: Sequence[Segment],
+        label_names: NamesOfLabels,
+        vanished: Sequence[int] = (),
     ) -> dict[Path, int]:
         """Return the label of each file in the folder.
 
         It is of a label that occurs, of one that has vanished, whose file is empty, or of one that
-        has a name.
+        has a name: that of its segment, or without segments one of `label_names`.
         """
         assert self.folder is not None
         if not segments:
-            pairs = self.label_names.items()
+            pairs = label_names.items()
             names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
             segments = named_segments(names)
         occurring = segments_of(labels, segments, vanished)
@@ -187,12 +190,12 @@ class OutputFiles:
 
 
 def plan_outputs(
-    cases: CaseList, options: InferenceOptions, label_names: NamesOfLabels
+    cases: CaseList, options: InferenceOptions, reading: ReadingOptions
 ) -> list[OutputFiles]:
     """Return the output files of each case.
 
-    `label_names` are of labels whose input does not name them. Raise InputError for an output with
-    a wrong format, or which would replace an input or another output.
+    Raise InputError for an output with a wrong format, or which would replace an input or another
+    output.
     """
     output = options.output
     output_format = options.output_format
@@ -218,9 +221,10 @@ def plan_outputs(
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
     is_nnunet = functools.cache(is_of_nnunet)
+    numbers = {} if reading.declared is None else reading.declared.structures
     all_outputs = []
     for files in cases:
-        all_outputs.append(OutputFiles.of_case(files, options, label_names, is_nnunet))
+        all_outputs.append(OutputFiles.of_case(files, options, numbers, is_nnunet))
     _check_paths(cases, all_outputs)
     # The next run would take results in a folder of images or logits as such.
     folders: set[Path] = set()
@@ -294,7 +298,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions)
         if len(files.network) == 1:  # Only a label map has any.
             segments = segments_of_label_map(read_header(files.network[0]), reading)
         labels = read_labels(outputs.label_map).data
-        label_files = outputs.files_of_labels(labels, segments)
+        label_files = outputs.files_of_labels(labels, segments, reading.label_names)
         if not all(map(is_intact, label_files)):
             return False
         volumes += label_files

@@ -83,7 +83,7 @@ class RunPlan:
             device = "cpu"
         elif device == "auto":  # All workers of a cluster then take the same device.
             device = get_backend(device).name
-        all_outputs = plan_outputs(cases, options, reading.label_names)
+        all_outputs = plan_outputs(cases, options, reading)
         self.summary = self._summarize(device, all_outputs)  # without its cases
         self.notes = list(cases.notes)
         # on earlier results that the run leaves as they are
@@ -148,8 +148,8 @@ class RunPlan:
             if left_over and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)
-            task = Task(files, outputs, own_options, self.inputs.reading, device, fold, record)
-            self.tasks.append(task)
+            reading = self.inputs.reading
+            self.tasks.append(Task(files, outputs, own_options, reading, device, fold, record))
         summary.num_cases = len(self.tasks)
         if unmeasured:
             self.notes.append(NoteKind.WITHOUT_STATISTICS(cases=len(unmeasured), names=unmeasured))

@@ -215,20 +215,20 @@ class Canvas:
         return buffer.getvalue()
 
 
-def wrap(text: str, size: int, width: float) -> list[str]:
-    """Break a text into lines of at most a width in pixels, at spaces.
+def wrap(text: str, width: float) -> list[str]:
+    """Break a text into lines of letters of the usual size, of at most a width in pixels.
 
-    Longer words are cut off, with an ellipsis.
+    It is broken at spaces. Longer words are cut off, with an ellipsis.
     """
     lines: list[str] = []
     if not text:
         return lines
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and cut_off(longer, size, width) == longer:
+        if lines and cut_off(longer, TEXT, width) == longer:
             lines[-1] = longer
         else:
-            lines.append(cut_off(word, size, width))
+            lines.append(cut_off(word, TEXT, width))
     return lines
 
 

@@ -77,7 +77,7 @@ def draw_preview(
     largest = max(max(plane.image.shape) for plane in planes)
     width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
     room = len(headings) * (width + GAP) - GAP
-    lines = wrap(subtitle, TEXT, room) + wrap(shown, TEXT, room)
+    lines = wrap(subtitle, room) + wrap(shown, room)
     shown_maps = [labels for plane in planes for labels in plane.maps.values()]
     colors = choose_colors(labels_nearby(shown_maps))
     lost_text = "missed" if shows_errors else "changed to background"
