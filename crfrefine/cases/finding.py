@@ -82,9 +82,9 @@ def find_predictions(source: Path, references: Collection[str], *, is_only_case:
     Those without one are left out, with a note, if the reference is that of the only case.
     """
     if is_trained(source):
-        from crfrefine.cases.nnunet import require_trained, validated_predictions
+        from crfrefine.cases.nnunet import TrainedNetwork
 
-        return validated_predictions(require_trained(source))
+        return TrainedNetwork(source).predictions()
     files = Files(PREDICTION, source)
     others = list(files.by_case(references))
     names = [name for name in references if files.of(name)]
@@ -137,17 +137,16 @@ def locate_folders(
     """
     if nnunet is None:
         return locate(folder, ("images", "labels", "logits"), named)
-    from crfrefine.cases.nnunet import require_trained
+    from crfrefine.cases.nnunet import TrainedNetwork
 
-    trained = require_trained(nnunet)
-    masks = named.get("masks")
-    locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
+    trained = TrainedNetwork(nnunet)
+    masks = locate(None, (), {"masks": named.get("masks")})
     images = trained.locate("images", named.get("images"))
     return {
         "images": images,
         "labels": trained.locate("labels", named.get("labels"), beside=images),
         "logits": trained.folder,
-        "masks": masks,
+        **masks,
         "nnunet": trained.folder,
     }
 

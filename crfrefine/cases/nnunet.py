@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from crfrefine.base.inputs import add_inputs
@@ -51,24 +52,30 @@ _EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
 class TrainedNetwork:
-    """The folder of a trained configuration."""
+    """The folder of a trained configuration, with the names of data set, trainer and plans."""
 
-    folder: Path  # absolute: nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION
-    dataset: str  # such as "Dataset004_Hippocampus"
-    trainer: str  # name of its class
-    plans: str
-    configuration: str  # such as "3d_fullres"
+    def __init__(self, path: Path) -> None:
+        """Read the names of a folder; raise InputError if it is another one."""
+        # The names are as the user wrote them: links are not followed.
+        self.folder = Path(os.path.abspath(path))  # noqa: PTH100
+        if not is_trained(self.folder):
+            raise InputError(
+                f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
+                f"{hint_at_networks(self.folder)}"
+            )
+        plans = read_table(self.folder / PLANS)
+        self.dataset = str(plans.get("dataset_name", self.folder.parent.name))
+        names = self.folder.name.split("__")
+        if len(names) != 3:  # In a renamed folder, the plans still have most names.
+            names = ["TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION"]
+        self.trainer, self.plans, self.configuration = names
 
     def places(self, what: str) -> list[Path]:
         """Return where nnU-Net may have "images", "labels" or "splits", the best place first."""
         places = []
         for variable, name in OF_NNUNET[what]:
-            root = os.environ.get(variable)
-            if root:
-                places.append(Path(root) / self.dataset / name)
-            places.append(self.folder.parents[2] / variable / self.dataset / name)
+            places += _places(variable, self.folder.parents[2:3], self.dataset, [name])
         return places
 
     def locate(self, what: str, requested: Path | None, *, beside: Path | None = None) -> Path:
@@ -100,22 +107,129 @@ class TrainedNetwork:
             ["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, *names]
         )
 
+    def require_folds(self) -> list[str]:
+        """Return the names of the folds; InputError if there is only "all"."""
+        places = [path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()]
+        folds = [path.name.removeprefix("fold_") for path in places]
+        if folds == [ALL]:
+            raise InputError(
+                f"{places[0]}: this network was trained on all cases, including those of its "
+                "validation: it is overconfident on them\n"
+                "  Train folds that hold cases out, for all of the folds 0 to 4: "
+                f"{self.training_command('0', '--npz')}"
+            )
+        return folds
 
-def require_trained(path: Path) -> TrainedNetwork:
-    """Return the trained network of a folder; raise InputError for another folder."""
-    # The names are as the user wrote them: links are not followed.
-    folder = Path(os.path.abspath(path))  # noqa: PTH100
-    if not is_trained(folder):
-        raise InputError(
-            f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
-            f"{hint_at_networks(folder)}"
-        )
-    plans = read_table(folder / PLANS)
-    names = folder.name.split("__")
-    if len(names) != 3:  # In a renamed folder, the plans still have most names.
-        names = ["TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION"]
-    dataset = str(plans.get("dataset_name", folder.parent.name))
-    return TrainedNetwork(folder, dataset, *names)
+    @cached_property
+    def splits(self) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+        """The cases that each fold was trained on, and the fold that held out each case.
+
+        `splits_final.json` has them; without it there are no folds. Raises InputError for a file
+        that is not as nnU-Net writes it.
+        """
+        trained_on: dict[str, frozenset[str]] = {}
+        fold_of: dict[str, str] = {}
+        path = next((place for place in self.places("splits") if place.is_file()), None)
+        if path is None:
+            return trained_on, fold_of
+        add_inputs(path)
+        entries = read_json(path)
+        try:
+            for fold, entry in enumerate(entries):
+                learned = frozenset[str](entry["train"])
+                validated = frozenset[str](entry["val"])
+                are_names = all(isinstance(name, str) for name in learned | validated)
+                if not learned or not validated or not are_names:
+                    raise ValueError("no case, or a name that is no text")
+                trained_on[str(fold)] = learned
+                fold_of.update(dict.fromkeys(validated - learned, str(fold)))
+        except (TypeError, KeyError, ValueError):
+            trained_on = {}
+        if not trained_on:
+            raise InputError(
+                f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as '
+                "nnU-Net writes it"
+            )
+        return trained_on, fold_of
+
+    def held_out_files(self, suffixes: tuple[str, ...]) -> dict[str, Path]:
+        """Return the file of each validated case by the fold that held it out.
+
+        If no split says which fold that was: by the first fold that was not trained on the case.
+        """
+        trained_on, fold_of = self.splits
+        files: dict[str, Path] = {}
+        for path, case, _, fold in find_matches(self.folder / VALIDATED, suffixes):
+            is_held_out = fold_of.get(case, fold) == fold and case not in trained_on.get(fold, ())
+            if fold != ALL and is_held_out:
+                files.setdefault(case, path)
+        return files
+
+    def predictions(self) -> CaseList:
+        """Return label map and probabilities of each validated case, by the fold that held it out.
+
+        Raises InputError without this fold.
+        """
+        self.require_folds()
+        label_maps = self.held_out_files(VOLUME_SUFFIXES)
+        archives = self.held_out_files(ARCHIVES.suffixes)
+        predictions = CaseList()
+        for case_id in sorted({*label_maps, *archives}):
+            scores = (archives[case_id],) if case_id in archives else ()
+            predictions.append(CaseFiles(case_id, (), scores, labels=label_maps.get(case_id)))
+        if not predictions:
+            raise InputError(
+                f"{self.folder}: no fold has validated a case that it held out; run "
+                f"{self.training_command('0', '--val', '--npz')}"
+            )
+        return predictions
+
+    def cases(self, sources: Sources) -> CaseList:
+        """Return the cases that the network was trained and validated on.
+
+        Those without probabilities have them in `missing`. Folders of images and references are
+        where nnU-Net has them unless they are named. Raises InputError if they are not found, or
+        the only fold was trained on all cases.
+        """
+        folds = self.require_folds()
+        images = self.locate("images", next(iter(sources.images), None))
+        labels = None
+        if sources.needs_all:
+            labels = self.locate("labels", sources.labels, beside=images)
+        cases = discover_cases(sources._replace(images=(images,), network=(), labels=labels))
+        archives = self.held_out_files(ARCHIVES.suffixes)
+        advice = {}  # by the fold
+        for number, case in enumerate(cases):
+            path = archives.pop(case.case_id, None)
+            if path is not None:
+                cases[number] = replace(case, network=(path,))
+                continue
+            reason = "no fold that held it out has validated it"
+            _, fold_of = self.splits
+            fold = fold_of.get(case.case_id)
+            if fold in folds:
+                reason = f"no probabilities in fold_{fold}/validation"
+                command = self.training_command(fold, "--val", "--npz")
+                advice[fold] = f"fold {fold} was not validated with --npz: {command}"
+            elif fold is not None:
+                reason = f"fold {fold} is not trained"
+                advice[fold] = f"{reason}: {self.training_command(fold, '--npz')}"
+            problem = f"no probabilities in {self.folder}: {reason}"
+            cases[number] = case.with_problem(problem, reason)
+
+        if ALL in folds:
+            cases.notes.append(NoteKind.FOLD_ALL(str(self.folder)))
+        if archives:
+            cases.notes.append(
+                NoteKind.VALIDATED_WITHOUT_IMAGE(
+                    str(self.folder),
+                    images=str(images),
+                    cases=len(archives),
+                    first=min(archives),
+                )
+            )
+        cases.notes[:0] = [NoteKind.FOLD_LACKS(advice=advice[fold]) for fold in sorted(advice)]
+        return cases
 
 
 def find_cases_of_nnunet(sources: Sources) -> CaseList:
@@ -131,8 +245,7 @@ def find_cases_of_nnunet(sources: Sources) -> CaseList:
     if not is_trained(sources.nnunet):
         return _predicted_cases(sources.nnunet, sources)
 
-    trained = require_trained(sources.nnunet)
-    cases = _trained_cases(trained, sources)
+    cases = TrainedNetwork(sources.nnunet).cases(sources)
     if sources.needs_all:
         return cases
     num_found = len(cases)
@@ -145,113 +258,13 @@ def find_cases_of_nnunet(sources: Sources) -> CaseList:
     return cases
 
 
-def _trained_cases(trained: TrainedNetwork, sources: Sources) -> CaseList:
-    """Return the cases that a network was trained and validated on.
-
-    Those without probabilities have them in `missing`. Folders of images and references are where
-    nnU-Net has them unless they are named. Raises InputError if they are not found, or the only
-    fold was trained on all cases.
-    """
-    folds = _require_held_out(trained)
-    images = trained.locate("images", next(iter(sources.images), None))
-    labels = None
-    if sources.needs_all:
-        labels = trained.locate("labels", sources.labels, beside=images)
-    cases = discover_cases(sources._replace(images=(images,), network=(), labels=labels))
-    trained_on, fold_of = _splits(trained)
-    archives = _held_out_files(trained, trained_on, fold_of, ARCHIVES.suffixes)
-    advice = {}  # by the fold
-    for number, case in enumerate(cases):
-        path = archives.pop(case.case_id, None)
-        if path is not None:
-            cases[number] = replace(case, network=(path,))
-            continue
-        reason = "no fold that held it out has validated it"
-        fold = fold_of.get(case.case_id)
-        if fold in folds:
-            reason = f"no probabilities in fold_{fold}/validation"
-            command = trained.training_command(fold, "--val", "--npz")
-            advice[fold] = f"fold {fold} was not validated with --npz: {command}"
-        elif fold is not None:
-            reason = f"fold {fold} is not trained"
-            advice[fold] = f"{reason}: {trained.training_command(fold, '--npz')}"
-        cases[number] = case.with_problem(f"no probabilities in {trained.folder}: {reason}", reason)
-
-    if ALL in folds:
-        cases.notes.append(NoteKind.FOLD_ALL(str(trained.folder)))
-    if archives:
-        cases.notes.append(
-            NoteKind.VALIDATED_WITHOUT_IMAGE(
-                str(trained.folder),
-                images=str(images),
-                cases=len(archives),
-                first=min(archives),
-            )
-        )
-    cases.notes[:0] = [NoteKind.FOLD_LACKS(advice=advice[fold]) for fold in sorted(advice)]
-    return cases
-
-
-def _require_held_out(trained: TrainedNetwork) -> dict[str, Path]:
-    """Return the folder of each fold by its name; InputError if there is only "all"."""
-    places = [path for path in sorted(trained.folder.glob("fold_*")) if path.is_dir()]
-    folds = {path.name.removeprefix("fold_"): path for path in places}
-    if list(folds) == [ALL]:
-        raise InputError(
-            f"{folds[ALL]}: this network was trained on all cases, including those of its "
-            "validation: it is overconfident on them\n"
-            "  Train folds that hold cases out, for all of the folds 0 to 4: "
-            f"{trained.training_command('0', '--npz')}"
-        )
-    return folds
-
-
-def _held_out_files(
-    trained: TrainedNetwork,
-    trained_on: Mapping[str, Collection[str]],
-    fold_of: Mapping[str, str],
-    suffixes: tuple[str, ...],
-) -> dict[str, Path]:
-    """Return the file of each validated case by the fold that held it out.
-
-    If no split says which fold that was: by the first fold that was not trained on the case.
-    """
-    files: dict[str, Path] = {}
-    for match in find_matches(trained.folder / VALIDATED, suffixes):
-        is_held_out = fold_of.get(match.case, match.label) == match.label
-        if match.label != ALL and is_held_out and match.case not in trained_on.get(match.label, ()):
-            files.setdefault(match.case, match.path)
-    return files
-
-
 def find_references(folder: Path, images: Sequence[Path]) -> Path | None:
     """Return the folder of the references of a trained network; None without one."""
     with suppress(InputError):
-        trained = require_trained(folder)
+        trained = TrainedNetwork(folder)
         found = trained.locate("images", next(iter(images), None))
         return trained.locate("labels", None, beside=found)
     return None
-
-
-def validated_predictions(trained: TrainedNetwork) -> CaseList:
-    """Return label map and probabilities of each validated case, by the fold that held it out.
-
-    Raises InputError without this fold.
-    """
-    _require_held_out(trained)
-    splits = _splits(trained)
-    label_maps = _held_out_files(trained, *splits, VOLUME_SUFFIXES)
-    archives = _held_out_files(trained, *splits, ARCHIVES.suffixes)
-    predictions = CaseList()
-    for case_id in sorted({*label_maps, *archives}):
-        scores = (archives[case_id],) if case_id in archives else ()
-        predictions.append(CaseFiles(case_id, (), scores, labels=label_maps.get(case_id)))
-    if not predictions:
-        raise InputError(
-            f"{trained.folder}: no fold has validated a case that it held out; run "
-            f"{trained.training_command('0', '--val', '--npz')}"
-        )
-    return predictions
 
 
 def is_of_nnunet(folder: Path) -> bool:
@@ -262,36 +275,18 @@ def is_of_nnunet(folder: Path) -> bool:
     return (folder / "summary.json").is_file() and bool(list_files(folder, ARCHIVES.suffixes))
 
 
-def _splits(trained: TrainedNetwork) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
-    """Return the cases that each fold was trained on, and the fold that held out each case.
+def _places(
+    variable: str, parents: Sequence[Path], dataset: str, names: Sequence[str]
+) -> list[Path]:
+    """Return where a data set has some files in the folder of all data sets of a variable.
 
-    `splits_final.json` has them; without it there are no folds. Raises InputError for a file
-    that is not as nnU-Net writes it.
+    That is the variable's, or has its name in one of the parents.
     """
-    trained_on: dict[str, frozenset[str]] = {}
-    fold_of: dict[str, str] = {}
-    path = next((place for place in trained.places("splits") if place.is_file()), None)
-    if path is None:
-        return trained_on, fold_of
-    add_inputs(path)
-    entries = read_json(path)
-    try:
-        for fold, entry in enumerate(entries):
-            learned = frozenset[str](entry["train"])
-            validated = frozenset[str](entry["val"])
-            are_names = all(isinstance(name, str) for name in learned | validated)
-            if not learned or not validated or not are_names:
-                raise ValueError("no case, or a name that is no text")
-            trained_on[str(fold)] = learned
-            fold_of.update(dict.fromkeys(validated - learned, str(fold)))
-    except (TypeError, KeyError, ValueError):
-        trained_on = {}
-    if not trained_on:
-        raise InputError(
-            f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as '
-            "nnU-Net writes it"
-        )
-    return trained_on, fold_of
+    roots = [parent / variable for parent in parents]
+    root = os.environ.get(variable)
+    if root:
+        roots.insert(0, Path(root))
+    return [root_folder / dataset / name for root_folder in roots for name in names]
 
 
 def _predicted_cases(folder: Path, sources: Sources) -> CaseList:
@@ -371,12 +366,8 @@ def _raw_images(folder: Path) -> list[Path]:
     if dataset is None:
         return []
     ((variable, of_training),) = OF_NNUNET["images"]
-    roots = [parent / variable for parent in parents]
-    root = os.environ.get(variable)
-    if root:
-        roots.insert(0, Path(root))
     kinds = [of_training]
     if network_around(folder) is None:
         kinds = [*DATASET_FOLDERS["images"]]
-    places = [root_folder / dataset / kind for root_folder in roots for kind in kinds]
+    places = _places(variable, parents, dataset, kinds)
     return [place for place in dict.fromkeys(places) if is_folder(place)]

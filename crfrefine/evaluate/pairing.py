@@ -19,7 +19,7 @@ from crfrefine.cases.discovery import Sources
 from crfrefine.cases.files_by_case import Files
 from crfrefine.cases.finding import find_cases, find_predictions
 from crfrefine.cases.incomplete import require_complete
-from crfrefine.cases.nnunet import require_trained
+from crfrefine.cases.nnunet import TrainedNetwork
 from crfrefine.cases.patterns import names_part
 from crfrefine.cases.plans import hint_at_networks, is_part_of_training
 from crfrefine.errors import InputError
@@ -48,7 +48,7 @@ def methods_with_nnunet(
     not found.
     """
     if nnunet is not None:
-        trained = require_trained(nnunet)
+        trained = TrainedNetwork(nnunet)
         if labels is None:
             labels = trained.locate("labels", None)
         if predictions is None:

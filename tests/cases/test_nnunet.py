@@ -13,7 +13,7 @@ from nnunet_helpers import (
     write_tree,
 )
 
-from crfrefine.cases.nnunet import require_trained
+from crfrefine.cases.nnunet import TrainedNetwork
 from crfrefine.errors import InputError
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
@@ -137,14 +137,14 @@ def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
     shutil.copytree(
         tree.network, tmp_path / "copy"
     )  # A renamed folder still has the names of its plans.
-    network = require_trained(tmp_path / "copy")
+    network = TrainedNetwork(tmp_path / "copy")
     assert (network.dataset, network.trainer, network.plans) == (DATASET, "TRAINER", "nnUNetPlans")
     for folder in (write_predictions(tree), tree.network / "fold_0", tmp_path / "absent"):
         with pytest.raises(
             InputError,
             match=f"{folder}.*DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.*plans.json.*fold_0",
         ):
-            require_trained(folder)
+            TrainedNetwork(folder)
 
 
 def test_predictions_know_their_images(tree, monkeypatch):
@@ -254,7 +254,7 @@ def test_images_of_predictions_without_a_note_of_them_are_those_of_the_raw_data(
 def test_the_folder_of_a_fold_or_of_a_data_set_names_its_networks(tree):
     other = tree.network.with_name("nnUNetTrainer__nnUNetPlans__2d")
     shutil.copytree(tree.network, other)
-    for find in (require_trained, lambda path: found_cases(nnunet=path)):
+    for find in (TrainedNetwork, lambda path: found_cases(nnunet=path)):
         with pytest.raises(InputError, match="It lies in the folder of a trained network") as told:
             find(tree.network / "fold_0")
         assert f"\n    {tree.network}" in str(told.value)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
@@ -130,19 +131,30 @@ def _read_description(path, rng):
     find_regions(None, read_descriptions([path.parent]))
 
 
+@contextmanager
+def _fold_inside(folder):
+    (folder / "fold_0").mkdir()
+    try:
+        yield
+    finally:
+        (folder / "fold_0").rmdir()
+
+
 def _read_nnunet(path, rng):
     match path.name:
         case "plans.json":
-            (path.parent / "fold_0").mkdir()
-            try:
-                nnunet.require_trained(path.parent)
-            finally:
-                (path.parent / "fold_0").rmdir()
+            with _fold_inside(path.parent):
+                nnunet.TrainedNetwork(path.parent)
         case "predict_from_raw_data_args.json":
             _require_cases(found_cases(nnunet=path.parent))
         case "splits_final.json":
+            plans = path.with_name("plans.json")
+            plans.write_text('{"dataset_name": "."}')
+            with _fold_inside(path.parent):
+                network = nnunet.TrainedNetwork(path.parent)
+            plans.unlink()
             with patch.dict(os.environ, nnUNet_preprocessed=str(path.parent)):
-                nnunet._splits(nnunet.TrainedNetwork(path.parent, ".", "t", "p", "c"))
+                assert all(map(str.isdecimal, network.splits[0]))
         case _:
             read_dataset_description(path.parent)
 
