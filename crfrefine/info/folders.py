@@ -18,17 +18,15 @@ from crfrefine.cases.content import is_label_map
 from crfrefine.cases.conventions import ARCHIVES, DATASET_FOLDERS, find_folders
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.discovery import Sources
-from crfrefine.cases.files_by_case import structures_by_case, structures_inside
+from crfrefine.cases.files_by_case import structures_by_case
 from crfrefine.cases.finding import find_cases
 from crfrefine.cases.listing import list_files
 from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.patterns import Match
 from crfrefine.cases.proposals import find_proposals, propose, propose_fewer_cases
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
-    RegionReading,
     find_regions,
 )
 from crfrefine.cases.role_table import (
@@ -37,7 +35,12 @@ from crfrefine.cases.role_table import (
     check_single,
     roles_of,
 )
-from crfrefine.cases.structure_folders import are_structures, note_on_names
+from crfrefine.cases.structure_folders import (
+    UNNAMED,
+    are_structures,
+    find_structures,
+    note_on_names,
+)
 from crfrefine.cases.structures import read_structure
 from crfrefine.cases.tree import IMAGE, LABEL_MAP, Tree
 from crfrefine.errors import CrfRefineError, InputError
@@ -47,7 +50,6 @@ from crfrefine.io.paths import is_pattern, stem_of, suffix_of
 from crfrefine.io.reading import read_channels
 
 _VALUES_OF_MASK = 2
-_FOREGROUND = "one channel for label 1"
 
 
 def inspect_folder(
@@ -90,7 +92,7 @@ def inspect_folder(
 
 def _places_of(cases: CaseList) -> list[Path]:
     """Return the folders of the first case, of the network's output first."""
-    first = next(iter(cases), CaseFiles("", ()))
+    first = cases[0]
     return [path.parent for path in (*first.network[:1], *first.images[:1])]
 
 
@@ -118,13 +120,11 @@ class FolderReport:
         try:
             cases = find_cases(Sources(images, nnunet=folder))
         except InputError as error:
-            archives = list_files(folder, ARCHIVES.suffixes)
-            if not archives:
+            if not self.add_archives(folder):
                 raise
             self.notes.append(
                 NoteKind.WITHOUT_IMAGES_OF_NNUNET(problem=describe_failure(error).headline)
             )
-            self.add_archives(folder, archives)
         else:
             self.add_cases(cases, [folder])
 
@@ -135,14 +135,12 @@ class FolderReport:
         """
         inside = find_folders(folder)
         if not inside and not list_files(folder, VOLUME_SUFFIXES):
-            structures = structures_by_case(folder)
-            archives = list_files(folder, ARCHIVES.suffixes)
-            if structures:
+            if structures_by_case(folder):
+                structures = find_structures(folder)
                 _require_structures(folder, structures)
                 self.add_structures(folder, structures)
                 return
-            if archives:
-                self.add_archives(folder, archives)
+            if self.add_archives(folder):
                 return
         if "images" in inside:
             masks = inside.get("masks")
@@ -161,7 +159,7 @@ class FolderReport:
             if are_known is None:
                 self.notes.append(note_on_names(folder))
             elif are_known:
-                self.add_structures(folder, {folder.resolve().name: structures_inside(folder)})
+                self.add_structures(folder, find_structures(folder))
                 return
             try:
                 cases = find_cases(Sources([folder]))
@@ -224,9 +222,11 @@ class FolderReport:
                 message = "; ".join([message, *files.missing[1:]])
                 self.problems.append(replace(failure, message=message, case_id=files.case_id))
 
-    def add_archives(self, folder: Path, archives: Sequence[Path]) -> None:
-        """Describe logits without geometry in a folder."""
-        self._read_descriptions([folder])
+    def add_archives(self, folder: Path) -> bool:
+        """Describe logits without geometry in a folder; return whether there are any."""
+        archives = list_files(folder, ARCHIVES.suffixes)
+        if archives:
+            self._read_descriptions([folder])
         for path in archives:
             with failing_alone(self.problems.append, path):
                 header = read_header(path)
@@ -234,10 +234,9 @@ class FolderReport:
                 is_alone = number == 1 and not self._regions.declares(1)
                 file = NetworkHeader((header,), number + is_alone, header.kind, is_alone)
                 self._regions.require_number(file)
-                channels = _FOREGROUND if is_alone else _channels(number, self._regions)
                 name = stem_of(path)
-                self._num_labels[name] = number + is_alone
-                self.cases[name] = f"{channels}, {header.describe_grid()}"
+                self.cases[name] = f"{self._channels_of(name, file)}, {header.describe_grid()}"
+        return bool(archives)
 
     def _read_descriptions(self, places: Sequence[Path]) -> list[DatasetDescription]:
         """Return the `dataset.json` of some places, and keep the regions of the first."""
@@ -260,20 +259,31 @@ class FolderReport:
                 problem = f"has {_logits_words(number)}, most cases have {_logits_words(usual)}"
                 self.problems.append(Failure(problem, InputError.__name__, case_id=case_id))
 
-    def add_structures(self, folder: Path, structures: Mapping[str, Sequence[Match]]) -> None:
-        """Describe cases that have a folder with one binary file per structure."""
+    def add_structures(self, folder: Path, cases: Mapping[str, CaseFiles]) -> None:
+        """Describe the cases of a folder with one binary file per structure."""
+        places = {name: case.network[0].parent for name, case in cases.items()}
         images = ""
-        if any(found[0].path.parent != folder / name for name, found in structures.items()):
-            images = f" and -i {folder}"
-        if all(found[0].path.parent == folder for found in structures.values()):
+        if UNNAMED in cases:
             images = " and its image, -i IMAGE,"
+        elif any(place != folder / name for name, place in places.items()):
+            images = f" and -i {folder}"
         self.notes.append(NoteKind.BINARY_FILES(str(folder), folder=str(folder), images=images))
-        for case_id, matches in structures.items():
-            files = [match.path for match in matches]
-            with failing_alone(self.problems.append, *files):
-                header = read_header(files[0])
-                grid = header.describe_grid()
-                self.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
+        for case_id, case in cases.items():
+            with failing_alone(self.problems.append, *case.network):
+                number = counted(len(case.network), "structure")
+                grid = read_header(case.network[0]).describe_grid()
+                self.cases[case_id or folder.resolve().name] = f"{number}, {grid}"
+
+    def _channels_of(self, case_id: str, network: NetworkHeader) -> str:
+        """Return the channels of a network's output in words, and keep their number."""
+        number = network.num_labels
+        self._num_labels[case_id] = number
+        if network.lacks_background:
+            return "one channel for label 1"
+        if not number:
+            return "label map for logits"
+        is_of_regions = self._regions.declares(number) and number != self._regions.num_labels
+        return counted(number, "region" if is_of_regions else "label")
 
     def _check_roles(self, headers: CaseHeaders) -> None:
         """Keep the roles of the first case, whose voxels are read to check them.
@@ -311,26 +321,22 @@ class FolderReport:
         parts.append(image.describe_grid())
         network = headers.network
         if network.files:
-            self._num_labels[files.case_id] = network.num_labels
-            channels = "label map for logits"
-            if network.lacks_background:
-                channels = _FOREGROUND
-            elif network.num_labels:
-                channels = _channels(network.num_labels, self._regions)
-            parts.append(channels)
+            parts.append(self._channels_of(files.case_id, network))
         if headers.mask is not None:
             parts.append("mask")
         if headers.labels is not None:
             parts.append("reference")
-        others = headers.companions
-        elsewhere = [other for other in others if not image.on_same_grid(other)]
-        for words, is_part in (("a part of its grid", True), ("another grid", False)):
-            names = []
-            for other in elsewhere:
-                if (WorkGrid(image).part(other, "labels") is not None) == is_part:
-                    names.append(other.path.name)
-            if names:
-                parts.append(f"{listed(names, 3)} on {words}")
+        on_part: list[str] = []
+        elsewhere: list[str] = []
+        for other in headers.companions:
+            if image.on_same_grid(other):
+                continue
+            is_part = WorkGrid(image).part(other, "labels") is not None
+            (on_part if is_part else elsewhere).append(other.path.name)
+        if on_part:
+            parts.append(f"{listed(on_part, 3)} on a part of its grid")
+        if elsewhere:
+            parts.append(f"{listed(elsewhere, 3)} on another grid")
         self.cases[files.case_id] = ", ".join([*parts, *map(str, headers.notes)])
         for header in headers.images:
             for remark in header.notes:
@@ -347,20 +353,19 @@ def _holds_labels(masks: Path) -> bool:
     return False
 
 
-def _require_structures(folder: Path, structures: Mapping[str, Sequence[Match]]) -> None:
+def _require_structures(folder: Path, structures: Mapping[str, CaseFiles]) -> None:
     """Raise InputError if the largest file of a case, of some of many, is no structure.
 
     Structures in a separate folder have an image beside it, of a name that is known.
     """
-    cases = list(structures.values())
-    for number in dict.fromkeys((0, len(cases) // 2, len(cases) - 1)):
-        files = [match.path for match in cases[number]]
+    files = [case.network for case in structures.values()]
+    for number in dict.fromkeys((0, len(files) // 2, len(files) - 1)):
         try:  # An image would be the largest.
-            largest = max(files, key=lambda file: file.stat().st_size)
+            largest = max(files[number], key=lambda file: file.stat().st_size)
             read_structure(read_header(largest))
         except InputError as error:
             raise InputError(f"{error}{propose(folder)}") from None
-    if all(found[0].path.parent == folder / name for name, found in structures.items()):
+    if all(paths[0].parent == folder / name for name, paths in zip(structures, files, strict=True)):
         return
     try:
         find_cases(Sources([folder]))
@@ -373,8 +378,3 @@ def _logits_words(num_labels: int) -> str:
     if num_labels:
         return f"logits of {counted(num_labels, 'label')}"
     return "a label map"
-
-
-def _channels(number: int, regions: RegionReading) -> str:
-    is_regions = regions.declares(number) and number != regions.num_labels
-    return counted(number, "region" if is_regions else "label")
