@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,15 +30,14 @@ _ENOUGH_PAIRS = 1000
 _MAX_SHOWN = 5  # different values that a message lists
 
 
-@dataclass
 class Look:
     """The values seen so far."""
 
-    different: Array = field(default_factory=lambda: np.zeros(0))  # sorted, without NaN
-    num_alike: int = 0  # neighbors along x with the same value that is not 0
-    num_changes: int = 0  # neighbors along x with different values
-    # of `num_alike`, neighbors with each of the `different` values
-    _alike_by_value: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    def __init__(self) -> None:
+        self.different: Array = np.zeros(0)  # sorted, without NaN
+        self.num_changes = 0  # neighbors along x with different values
+        # of each of the `different` values but 0, neighbors along x that both have it
+        self._num_alike: Array = np.zeros(0, np.int64)
 
     def add(self, values: Array) -> None:
         """Look at further values, rows along x one after the other."""
@@ -56,29 +54,29 @@ class Look:
         ends = np.append(changes, len(flat) - 1)
         alike = np.diff(ends, prepend=-1) - 1  # of each run of equal values, pairs of neighbors
         alike[starts == 0] = 0
-        self.num_alike += int(alike.sum())
         numbers = _distinct(starts)
         places = np.searchsorted(numbers, starts)
         counts = np.bincount(places, alike, len(numbers)).astype(np.int64)
         different = _distinct(np.concatenate([self.different, numbers]))
         by_value = np.zeros(len(different), np.int64)
-        by_value[np.searchsorted(different, self.different)] += self._alike_by_value
+        by_value[np.searchsorted(different, self.different)] += self._num_alike
         by_value[np.searchsorted(different, numbers)] += counts
         self.different = different
-        self._alike_by_value = by_value
+        self._num_alike = by_value
 
     @property
     def has_few_values(self) -> bool:
         """Whether there are so few different values as only label maps have."""
         return len(self.different) <= _FEW_VALUES
 
-    @property
-    def has_regions(self) -> bool:
-        """Whether there are few different values, or most neighbors have the same one."""
-        if self.has_few_values:
-            return True
-        num_pairs = self.num_alike + self.num_changes
-        return self.num_alike >= _REGION_SHARE * num_pairs
+    def has_regions(self, inner: slice = slice(None)) -> bool:
+        """Return whether there are few different values, or most neighbors have the same one.
+
+        `inner` are the places of values that count, by default of all.
+        """
+        num_alike = int(self._num_alike[inner].sum())
+        num_pairs = num_alike + self.num_changes
+        return self.has_few_values or num_alike >= _REGION_SHARE * num_pairs
 
     @property
     def has_inner_regions(self) -> bool:
@@ -86,17 +84,12 @@ class Look:
 
         In an image that was cut at a window, large parts may have these two.
         """
-        if self.has_few_values:
-            return True
-        num_alike = int(self._alike_by_value[1:-1].sum())
-        return num_alike >= _REGION_SHARE * (num_alike + self.num_changes)
+        return self.has_regions(slice(1, -1))
 
     @property
     def is_told(self) -> bool:
         """Whether the seen values certainly show an image, however the values go on."""
-        if self.has_few_values:
-            return False
-        num_pairs = self.num_alike + self.num_changes
+        num_pairs = int(self._num_alike.sum()) + self.num_changes
         return num_pairs >= _ENOUGH_PAIRS and not self.has_inner_regions
 
     @property
@@ -118,7 +111,7 @@ class Look:
 
         An image has many different values, and most neighbors differ.
         """
-        if self.has_regions:
+        if self.has_regions():
             return ""
         return f"{self.describe()}, and most neighbors differ"
 

@@ -108,15 +108,14 @@ class LabelNames:
         With them comes the new number of each label that had another one, and `notes` gets a note
         on these. Arguments are as of `match`.
         """
+        moved: dict[int, int] = {}
         telling = [(label, name) for label, name in names.items() if tells(name)]
-        if not self or all(self.numbers_of(name) == [label] for label, name in telling):
-            return labels, {}
-        moved = self.match(path, names, foreground_labels(labels), option)
-        if not moved:
-            return labels, {}
-        notes.append(self.note(path, names, moved))
-        renumbered, _ = map_labels(labels, moved)
-        return renumbered, moved
+        if self and any(self.numbers_of(name) != [label] for label, name in telling):
+            moved = self.match(path, names, foreground_labels(labels), option)
+        if moved:
+            notes.append(self.note(path, names, moved))
+            labels, _ = map_labels(labels, moved)
+        return labels, moved
 
     def match(
         self,
@@ -138,9 +137,8 @@ class LabelNames:
 
         """
         named = {label: name for label, name in names.items() if label in present and tells(name)}
-        if not self or not named:
+        if not self:
             return {}
-        target_of = {}
         label_of: dict[int, int] = {}
         for label, name in sorted(named.items()):
             targets = self.numbers_of(name)
@@ -169,9 +167,8 @@ class LabelNames:
                     f"labels are matched by their names; name them apart{advice if option else ''}"
                 )
             label_of[target] = label
-            target_of[label] = target
 
-        moved = {label: target for label, target in target_of.items() if target != label}
+        moved = self.moves(named)
         for label, target in moved.items():
             if target and target in present and target not in named:
                 raise InputError(

@@ -267,53 +267,49 @@ def is_in_range(values: Array) -> bool:
     return bool(values.min() >= 0 and values.max() <= MAX_LABEL)
 
 
-def require_modalities_of(
+def require_modalities(
     cases: Iterable[CaseFiles], names: Sequence[str], expected: Sequence[str]
 ) -> None:
-    """Raise InputError as `require_modalities`, by the `names` of a run, or by those of its files.
+    """Raise InputError if images have a modality at another place than the parameters have it.
 
-    Files that are named one by one have no names of modalities, but may be called by them.
+    The modalities are the `names` of a run, or those by which the files of a case are called: files
+    that are named one by one have no names of modalities. Names that only one of them has say
+    nothing, and no names neither.
     """
-    require_modalities(names, expected)
-    if names or len(expected) < 2:
+    places = {name.casefold(): place for place, name in enumerate(expected)}
+    if len(places) < len(expected):
         return
-    for files in cases:
-        require_modalities(_expected_in_names(files.images, expected), expected)
+    found = [names]
+    if not names and len(expected) > 1:
+        found = [_expected_in_names(files.images, expected) for files in cases]
+    for names_of_case in found:
+        for place, name in enumerate(names_of_case):
+            if places.get(name.casefold(), place) != place:
+                in_order = ",".join(expected)
+                raise InputError(
+                    f"expected the modalities {', '.join(expected)}, in the order of the "
+                    f"parameters; found {', '.join(names_of_case)}\n  List them in the pattern, "
+                    f"{{modality:{in_order}}}, or name their files in this order: the parameters "
+                    "have values for each."
+                )
 
 
 def _expected_in_names(paths: Sequence[Path], expected: Sequence[str]) -> list[str]:
     """Return the modality by which each file is called, [] unless each one is by another one."""
     found: list[str] = []
     for path in paths:
-        words = {name for name in expected if _has_word(stem_of(path), name)}
-        if not words:
-            words = {name for name in expected if _has_word(path.parent.name, name)}
-        found += words
-        if len(words) != 1:
+        words = _words_in(stem_of(path), expected) or _words_in(path.parent.name, expected)
+        if len(words) != 1 or words[0] in found:
             return []
-    if len({*found}) < len(found):
-        return []
+        found += words
     return found
 
 
-def _has_word(text: str, word: str) -> bool:
-    """Return whether a text has a word, in any case of letters, not as a part of another one."""
-    expression = rf"(?<![^\W_]){re.escape(word.casefold())}(?![^\W_])"
-    return re.search(expression, text.casefold()) is not None
-
-
-def require_modalities(found: Sequence[str], expected: Sequence[str]) -> None:
-    """Raise InputError if images have a modality at another place than the parameters have it.
-
-    Names that only one of them has say nothing, and no names neither.
-    """
-    places = {name.casefold(): place for place, name in enumerate(expected)}
-    are_distinct = len(places) == len(expected)
-    for place, name in enumerate(found):
-        if are_distinct and places.get(name.casefold(), place) != place:
-            names = ",".join(expected)
-            raise InputError(
-                f"expected the modalities {', '.join(expected)}, in the order of the parameters; "
-                f"found {', '.join(found)}\n  List them in the pattern, {{modality:{names}}}, or "
-                "name their files in this order: the parameters have values for each."
-            )
+def _words_in(text: str, words: Sequence[str]) -> list[str]:
+    """Return the words that a text has, in any case of letters, not as a part of another one."""
+    found = []
+    for word in words:
+        expression = rf"(?<![^\W_]){re.escape(word.casefold())}(?![^\W_])"
+        if re.search(expression, text.casefold()):
+            found.append(word)
+    return found

@@ -20,7 +20,7 @@ from crfrefine.cases.reading_options import (
     find_modality_names,
     find_regions,
 )
-from crfrefine.cases.roles import require_modalities_of
+from crfrefine.cases.roles import require_modalities
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.io import read_header
@@ -129,7 +129,7 @@ def _describe(options: InferenceOptions, cases: CaseList) -> ReadingOptions:
             label_names = description.label_names
             names = LabelNames.of(label_names, str(description.path))
     modality_names = find_modality_names(cases, descriptions)
-    require_modalities_of(cases, modality_names, options.parameters.modalities)
+    require_modalities(cases, modality_names, options.parameters.modalities)
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(cases, descriptions if may_be_labels else (), options.parameters)

@@ -30,7 +30,7 @@ from crfrefine.cases.reading_options import (
     find_modality_names,
     find_regions,
 )
-from crfrefine.cases.roles import require_modalities_of
+from crfrefine.cases.roles import require_modalities
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
@@ -100,7 +100,7 @@ def find_labeled_cases(options: TrainingOptions, base: CrfParameters) -> Labeled
     ).with_inputs_as(options)
 
     modality_names = find_modality_names(files, descriptions)
-    require_modalities_of(files, modality_names, base.modalities)
+    require_modalities(files, modality_names, base.modalities)
     headers, (num_channels, num_modalities, num_axes) = _read_headers(
         files, reading, options.images
     )

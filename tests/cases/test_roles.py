@@ -186,12 +186,12 @@ def test_modalities_in_another_order_than_the_parameters_have_are_refused(tmp_pa
     assert "found t1, t2" in result.stderr
     assert "{modality:t2,t1}" in result.stderr
     assert CrfParameters.load(tmp_path / "p.toml").modalities == ("t2", "t1")
-    require_modalities(("T2", "t1"), ("t2", "T1"))  # the same names
-    require_modalities(("FLAIR", "other"), ("flair", "t1c"))  # names that one of them has
-    require_modalities((), ("t2", "t1"))
-    require_modalities(("CT", "CT"), ("CT", "CT"))
+    require_modalities((), ("T2", "t1"), ("t2", "T1"))  # the same names
+    require_modalities((), ("FLAIR", "other"), ("flair", "t1c"))  # names that one of them has
+    require_modalities((), (), ("t2", "t1"))
+    require_modalities((), ("CT", "CT"), ("CT", "CT"))
     with pytest.raises(InputError, match="expected the modalities t1"):
-        require_modalities(("msk", "t1"), ("t1",))
+        require_modalities((), ("msk", "t1"), ("t1",))
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities", "percent"])
