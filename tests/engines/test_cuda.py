@@ -17,12 +17,11 @@ from crfrefine import RegionScheme, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda import lattice
-from crfrefine.engines.cuda.kernel_set import Kernel, choose_filter
+from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
-from crfrefine.engines.cuda.sources import kernel_source
 from crfrefine.engines.cuda.spatial import SpatialFilter
-from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -123,12 +122,10 @@ def test_the_grid_is_refused_with_a_way_out():
 
 
 def _input(case, theta_alpha, theta_beta, device=None):
-    voxels = Voxels(
-        device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask
-    )
+    device = device or ShimDevice(is_watched=True)
+    voxels = Voxels(device, case.image, case.spacing, case.mask)
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
-    image = PlacedImage(voxels, case.image)
-    return BilateralInput(image, alphas, [theta_beta] * len(case.image))
+    return BilateralInput(voxels, alphas, [theta_beta] * len(case.image))
 
 
 def test_the_automatic_choice_follows_the_work():
@@ -227,7 +224,7 @@ def _options():
     """
     found = set()
     for source in source_names():
-        for kernel, parameters in kernel_source(source).kernels.items():
+        for kernel, parameters in cuda_shim.kernel_source(source).kernels.items():
             values = {}
             if "Channels*" in parameters.values():
                 values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})
@@ -374,10 +371,11 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
 ):
     """By products over the axes, as its filter would do; radii beyond the box."""
     device = StrictDevice()
-    voxels = Voxels(device, shape, (1.2, 0.7, 0.9, 1.5)[: len(shape)], None)
+    image = device.xp.zeros((1, *shape), np.float32)
+    voxels = Voxels(device, image, (1.2, 0.7, 0.9, 1.5)[: len(shape)], None)
     spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma))
     device.reset()
-    kernel = Kernel(spatial, voxels, normalization)
+    spatial.normalize(voxels, normalization)
     assert device.launches == {"spatial.multiply_axes": 1}
 
     def filtered(values):
@@ -387,11 +385,11 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
 
     sums = filtered(voxels.ones)
     scale = sums**-0.5 if normalization == "symmetric" else 1.0 / sums
-    np.testing.assert_allclose(device.download(kernel.scale), scale, rtol=2e-6)
+    np.testing.assert_allclose(device.download(spatial.scale), scale, rtol=2e-6)
     expected = 1.0
     if normalization == "symmetric":
         expected = scale * filtered(device.upload(scale.reshape(voxels.ones.shape)))
-    np.testing.assert_allclose(device.download(kernel.ones), expected, rtol=2e-6)
+    np.testing.assert_allclose(device.download(spatial.ones), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("masked", [False, True])

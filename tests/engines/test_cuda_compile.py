@@ -19,7 +19,6 @@ import crfrefine
 from crfrefine.engines import is_available
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.engines.cuda.sources import kernel_source
 
 _WIDTHS = [{"CRF_WIDTH": width} for width in (1, 4, 8)]
 _LABELS = [
@@ -83,7 +82,7 @@ def test_hot_kernels_spill_nothing(name, architecture):
     threads or more are resident.
     """
     for constants in HOT[name][:1] if architecture == "sm_80" else HOT[name]:
-        source = kernel_source(name, **constants)
+        source = cuda_shim.kernel_source(name, **constants)
         usage = nvrtc.compile_for(architecture, source)
         assert set(usage) == set(source.kernels)
         for kernel, used in usage.items():
@@ -106,7 +105,7 @@ def test_threads_are_numbered_in_64_bits(name):
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a
     wide product.
     """
-    source = kernel_source(name, **HOT[name][0])
+    source = cuda_shim.kernel_source(name, **HOT[name][0])
     for kernel, code in nvrtc.intermediate_code(source).items():
         if f"CRF_BLOCK_KERNEL({kernel}," in source.text:
             continue  # These begin with the block's number in 64 bits.
@@ -121,10 +120,12 @@ def test_threads_are_numbered_in_64_bits(name):
 def test_what_integers_follow_from_is_not_contracted():
     """Rounded once, there would be other vertices than the CPU's."""
     assert "fma.rn" in "".join(
-        nvrtc.intermediate_code(kernel_source("lattice", **HOT["lattice"][0])).values()
+        nvrtc.intermediate_code(cuda_shim.kernel_source("lattice", **HOT["lattice"][0])).values()
     )
     assert "fma.rn" not in "".join(
-        nvrtc.intermediate_code(kernel_source("lattice_build", **HOT["lattice_build"][0])).values()
+        nvrtc.intermediate_code(
+            cuda_shim.kernel_source("lattice_build", **HOT["lattice_build"][0])
+        ).values()
     )
 
 

@@ -15,7 +15,7 @@ from crfrefine.engines import get_backend, is_available
 from crfrefine.engines.cuda.cupy_device import ask_driver
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.lattice import Lattice
-from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,11 +59,10 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
     lattices = []
     for device in (engine.device, cuda_shim.ShimDevice()):
         with device.active():
-            voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
-            image = PlacedImage(voxels, device.upload(case.image))
-            lattice = Lattice(BilateralInput(image, [1.37] * 3, [theta_beta] * num_modalities))
+            voxels = Voxels(device, device.upload(case.image), case.spacing, case.mask)
+            lattice = Lattice(BilateralInput(voxels, [1.37] * 3, [theta_beta] * num_modalities))
             names = (
-                "vertex_low",
+                "vertices",
                 "corner_vertex",
                 "corner_weight",
                 "after",

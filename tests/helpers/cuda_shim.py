@@ -26,7 +26,7 @@ import numpy as np
 
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.launches import Launcher
-from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.sources import KernelSource
 from crfrefine.errors import BackendUnavailableError
 
 # Warnings are errors but for the constants that one of two compilations does not use.
@@ -65,6 +65,12 @@ def all_are_watched():
     test-gpu-emulated).
     """
     return os.environ.get("CRFREFINE_TEST_WATCHED") == "1"
+
+
+@cache
+def kernel_source(name, /, **constants):
+    """A source for values of its constants, read once."""
+    return KernelSource(name, constants)
 
 
 class KernelFaultError(AssertionError):
@@ -154,15 +160,13 @@ def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_w
     """Run a kernel's threads, or its blocks where they share memory; raise KernelFaultError for
     what the watch notices.
     """
-    packed = pack_arguments(source, kernel, constants, arguments)
+    packed = source.pack(kernel, arguments)
     held = [
         np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value)
         for value in packed
     ]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-    run = getattr(
-        library(source.name, source.text, tuple(source.options), is_watched), f"launch_{kernel}"
-    )
+    run = getattr(library(source.name, source.text, source.options, is_watched), f"launch_{kernel}")
     run.restype = ctypes.c_char_p
     with _WATCHING if is_watched else contextlib.nullcontext():
         if is_watched:

@@ -11,7 +11,7 @@ from messages import message
 from crfrefine import CrfParameters
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.engines.cuda.sources import kernel_source, kernels_dir
+from crfrefine.engines.cuda.sources import KernelSource, kernels_dir
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 Launched = tuple[str, str, tuple[tuple[str, int], ...]]
@@ -55,7 +55,7 @@ def not_run(launched: set[Launched]) -> list[str]:
     found = {f"{source}.{kernel}" for source, kernel, _ in launched}
     every = set()
     for source in source_names():
-        every |= {f"{source}.{kernel}" for kernel in kernel_source(source).kernels}
+        every |= {f"{source}.{kernel}" for kernel in KernelSource(source, {}).kernels}
     return sorted(every - found)
 
 

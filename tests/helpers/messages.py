@@ -37,7 +37,7 @@ def _on_gpu(kernels, values):
         rows = to_rows(xp, sent)
         filtered = xp.empty_like(rows)
         kernel = kernels._kernels[0]
-        kernel.filter.apply(rows, kernel.sent_scale, filtered, received=kernel.scale)
+        kernel.apply(rows, kernel.sent_scale, filtered, received=kernel.scale)
         from_rows(filtered, sent)
         out = xp.zeros_like(channels)
         voxels.scatter(sent, out)

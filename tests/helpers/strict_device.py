@@ -16,7 +16,6 @@ import numpy as np
 import crfrefine.engines
 from crfrefine import CrfParameters
 from crfrefine.engines.cuda.current_gpu import GpuMemoryError
-from crfrefine.engines.cuda.sources import kernel_source
 
 
 class StrictError(AssertionError):
@@ -116,7 +115,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.most = self.used
 
     def pack(self, source, kernel, constants, num_items, arguments):
-        for name, kind in kernel_source(source, **constants).kernels[kernel].items():
+        for name, kind in cuda_shim.kernel_source(source, **constants).kernels[kernel].items():
             argument = arguments[name]
             if not kind.endswith("*") or argument is None:
                 continue

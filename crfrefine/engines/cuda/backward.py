@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients
-from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.moments import Moments, Pair
 from crfrefine.engines.cuda.rows import (
@@ -35,18 +35,16 @@ class Backward:
     def __init__(
         self,
         voxels: Voxels,
-        kernels: Sequence[Kernel],
-        image: Any,
+        kernels: Sequence[Filter],
         specs: tuple[KernelSetSpec, MeanFieldSpec],
         *,
         wants_theta: bool,
         wants_image: bool,
         stays: bool,
     ) -> None:
-        """Take the model of the forward pass and its image, and allocate the memory of the steps.
+        """Take the model of the forward pass, and allocate the memory of the steps.
 
-        The image is (M, *grid) on the device. With `stays` the gradients of the parameters stay
-        there, too.
+        With `stays` the gradients of the parameters stay on the device.
         """
         self._voxels = voxels
         self._device = voxels.device
@@ -65,7 +63,7 @@ class Backward:
         xp = self._device.xp
         self._by_intensity = None
         if wants_image:
-            self._by_intensity = xp.zeros((len(image), num_voxels), dtype=np.float32)
+            self._by_intensity = xp.zeros((len(voxels.image), num_voxels), dtype=np.float32)
 
         # Rows of the marginals, of the gradients with respect to messages and to marginals, and of
         # the filtered first two.
@@ -82,7 +80,7 @@ class Backward:
         for kernel, spec in zip(kernels, self._kernel_set.kernels, strict=True):
             moments = None
             if wants_theta or (wants_image and spec.theta_intensity):
-                moments = Moments(kernel, spec, voxels, image, self._sums, room, **wants)
+                moments = Moments(kernel, spec, voxels, self._sums, room, **wants)
             self._moments.append(moments)
         self._num_features = sum(len(moments.thetas) for moments in self._moments if moments)
 
@@ -160,8 +158,8 @@ class Backward:
                     self._num_labels - 1,
                 )
             )
-        kernel.filter.apply(self._marginals, kernel.sent_scale, self._filtered)
-        kernel.filter.apply(self._by_message, kernel.scale, self._filtered_back, transposed=True)
+        kernel.apply(self._marginals, kernel.sent_scale, self._filtered)
+        kernel.apply(self._by_message, kernel.scale, self._filtered_back, transposed=True)
 
         self._launch(
             "take_messages",

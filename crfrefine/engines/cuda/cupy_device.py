@@ -18,7 +18,7 @@ from crfrefine.base.array_types import Array
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, GpuMemoryError, on_gpu
 from crfrefine.engines.cuda.launches import Launch, Launcher
-from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
+from crfrefine.engines.cuda.sources import KernelSource
 from crfrefine.errors import BackendUnavailableError, DeviceLostError
 
 
@@ -206,13 +206,13 @@ class CupyDevice(Launcher):
         key = (source, kernel, *constants.items())
         compiled = self._compiled.get(key)
         if compiled is None:
-            text = kernel_source(source, **constants)
+            text = KernelSource(source, constants)
             # CuPy caches compiled kernels on disk by their text.
             module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
             compiled = (text, module.get_function(kernel), text.has_blocks(kernel))
             self._compiled[key] = compiled
         text, function, has_blocks = compiled
-        packed = pack_arguments(text, kernel, constants, arguments)
+        packed = text.pack(kernel, arguments)
         if has_blocks:
             block = constants["CRF_THREADS"]
             grid = num_items

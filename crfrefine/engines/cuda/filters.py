@@ -24,9 +24,20 @@ _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
 class Filter(ABC):
-    """A symmetric kernel that can be applied to rows of channels at the voxels."""
+    """A symmetric kernel that can be applied to rows of channels at the voxels.
+
+    Attributes:
+        description: how it is computed.
+        scale: (voxel) factor of received values; None means ones.
+        sent_scale: (voxel) factor of sent values: equal to `scale` if the normalization is
+            symmetric, else None.
+        ones: (voxel) normalized message of all ones; None without a normalization.
+    """
 
     description: str
+    scale: Any = None
+    sent_scale: Any = None
+    ones: Any = None
 
     def __init__(self, device: CupyDevice) -> None:
         self.device = device
@@ -68,6 +79,15 @@ class Filter(ABC):
         }
         for group, result in zip(values, out, strict=True):
             self.filter_group(group, sent, {**output, "sum": result}, transposed=transposed)
+
+    def normalize(self, voxels: Voxels, normalization: str) -> None:
+        """Compute the normalization, "symmetric", "after" or "none"; only callers apply it."""
+        if normalization == "symmetric":
+            self.scale, self.ones = self.normalization(voxels, is_symmetric=True)
+            self.sent_scale = self.scale
+        elif normalization == "after":
+            self.scale, _ = self.normalization(voxels, is_symmetric=False)
+            self.ones = voxels.ones.reshape(-1)  # D^-1 K 1 = 1
 
     def normalization(self, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
         """Return the factors of received values, and the message of all ones if it is symmetric.

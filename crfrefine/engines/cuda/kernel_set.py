@@ -1,4 +1,4 @@
-"""The kernels of one model on one image, normalized and ready to filter.
+"""The kernel of a model on one image, normalized and ready to filter.
 
 The choice of filter for `auto` is here, too, with costs from engines/choices.py.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crfrefine.base.numerics import LATTICE_HANDICAP
 from crfrefine.engines.choices import UNNOTICED, lattice_operations, pair_operations
@@ -16,36 +16,11 @@ from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.simplices import Simplices, estimated_vertices
 from crfrefine.engines.cuda.spatial import SpatialFilter
-from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
-
-
-class Kernel:
-    """A filter with its normalization.
-
-    Attributes:
-        filter: the plain kernel.
-        scale: (voxel) factor of received values; None means ones.
-        sent_scale: (voxel) factor of sent values: equal to `scale` if the normalization is
-            symmetric, else None.
-        ones: (voxel) normalized message of all ones; None without a normalization.
-    """
-
-    def __init__(self, plain: Filter, voxels: Voxels, normalization: str) -> None:
-        """Compute the normalization, "symmetric", "after" or "none"."""
-        self.filter = plain
-        self.scale: Any = None
-        self.sent_scale: Any = None
-        self.ones: Any = None
-        if normalization == "symmetric":
-            self.scale, self.ones = plain.normalization(voxels, is_symmetric=True)
-            self.sent_scale = self.scale
-        elif normalization == "after":
-            self.scale, _ = plain.normalization(voxels, is_symmetric=False)
-            self.ones = voxels.ones.reshape(-1)  # D^-1 K 1 = 1
 
 
 def choose_filter(
@@ -76,37 +51,39 @@ def choose_filter(
     return min(costs, key=lambda name: max(costs[name], UNNOTICED)), num_vertices
 
 
-def build_kernel(image: PlacedImage, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
-    """Build and normalize a kernel of a model for an image.
+def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Filter:
+    """Build and normalize a kernel of a model on an image.
 
     Raises ConfigError for the filter "grid", and for kinds of kernels, that this engine does not
     have.
     """
-    voxels = image.voxels
     theta = voxels.of_box_axes(kernel.theta_position)
+    built: Filter
     if kernel.kind == "spatial":
-        return Kernel(SpatialFilter(voxels, theta), voxels, spec.normalization)
+        built = SpatialFilter(voxels, theta)
+        built.normalize(voxels, spec.normalization)
+        return built
     if kernel.kind != "bilateral":
         raise ConfigError(
             f"{kernel.kind}: --device cuda has no such kernel; use --device cpu, or set its "
             "weight to 0"
         )
 
-    bilateral = BilateralInput(image, theta, kernel.theta_intensity)
+    bilateral = BilateralInput(voxels, theta, kernel.theta_intensity)
     name = spec.filter
     num_vertices = None
     if name == "auto":
         name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
-    plain: Filter
     if name == "lattice":
-        plain = Lattice(bilateral, num_vertices)
+        built = Lattice(bilateral, num_vertices)
     elif name == "truncated":
-        plain = TruncatedFilter(bilateral)
+        built = TruncatedFilter(bilateral)
     elif name == "exact":
-        plain = ExactFilter(bilateral)
+        built = ExactFilter(bilateral)
     else:
         raise ConfigError(
             f"mean_field.filter: --device cuda has exact, truncated and lattice, not {name!r}; use "
             "'lattice' or 'auto', or --device cpu"
         )
-    return Kernel(plain, voxels, spec.normalization)
+    built.normalize(voxels, spec.normalization)
+    return built

@@ -31,7 +31,7 @@ from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.volume import VolumeBackward
-from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
+from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
@@ -77,21 +77,17 @@ class CudaKernels:
                 if on_host:
                     device.synchronize()
                 self._upload_seconds = time.perf_counter() - began
-                grid_shape = self.image_shape[1:]
-                voxels = Voxels(device, grid_shape, distances, image.mask, image.axes)
-                kept[case] = PlacedImage(voxels, values)
-            placed = kept[case]
-            self._image = placed.values
-            self._voxels = placed.voxels
+                kept[case] = Voxels(device, values, distances, image.mask, image.axes)
+            self._voxels = kept[case]
             self._kernels = []
             for number, kernel in enumerate(spec.kernels):
                 if progress is not None:
                     progress("build", number, len(spec.kernels))
-                self._kernels.append(build_kernel(placed, kernel, spec))
+                self._kernels.append(build_kernel(self._voxels, kernel, spec))
             if on_host:
                 device.synchronize()
         named = zip(spec.names, self._kernels, strict=True)
-        self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in named)
+        self.filters = tuple(f"{name}: {kernel.description}" for name, kernel in named)
         self.num_voxels = self._voxels.num_voxels
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
@@ -155,7 +151,6 @@ class CudaKernels:
             backward = Backward(
                 self._voxels,
                 self._kernels,
-                self._image,
                 (self.spec, tape.spec),
                 wants_theta=wants_theta,
                 wants_image=wants_image,

@@ -18,9 +18,8 @@ from crfrefine.engines.cuda.simplices import (
     SLOTS_OF_BLOCK,
     THREADS,
     Simplices,
-    VertexKeys,
-    empty_keys,
     estimated_vertices,
+    words,
 )
 from crfrefine.errors import CapacityError
 
@@ -51,7 +50,7 @@ class VertexTable:
         num_vertices: the number of different keys.
     """
 
-    def __init__(self, simplices: Simplices, keys: VertexKeys, bits: int) -> None:
+    def __init__(self, simplices: Simplices, keys: Any, bits: int) -> None:
         """Put every key into a table of 2^bits slots, or of more if these are too few.
 
         Raises CapacityError if there are too many vertices.
@@ -59,7 +58,7 @@ class VertexTable:
         self._simplices = simplices
         self._keys = keys
         xp = simplices.device.xp
-        num_corners = int(keys.low.size)
+        num_corners = keys.shape[1]
         self.corner_slot = xp.empty(num_corners, dtype=np.uint32)
         self.slots: Any = None
         while bits <= _MAX_TABLE_BITS:
@@ -71,8 +70,7 @@ class VertexTable:
             simplices.launch(
                 "insert_vertices",
                 num_corners,
-                key_low=keys.low,
-                key_high=keys.high,
+                **words("key", keys),
                 num_corners=num_corners,
                 table=self.slots,
                 table_bits=bits,
@@ -97,7 +95,7 @@ class VertexTable:
             "the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask"
         )
 
-    def number(self) -> tuple[VertexKeys, Any]:
+    def number(self) -> tuple[Any, Any]:
         """Number the vertices in the order of their keys.
 
         Returns the keys in this order, and the vertex of each used slot.
@@ -107,24 +105,22 @@ class VertexTable:
         num_slots = int(self.slots.size)
         num_vertices = self.num_vertices
         used_slot = xp.empty(num_vertices, dtype=np.uint32)
-        used = empty_keys(xp, num_vertices, is_wide=simplices.is_wide)
-        vertices = empty_keys(xp, num_vertices, is_wide=simplices.is_wide)
+        used = xp.empty((len(self._keys), num_vertices), dtype=np.uint64)
+        vertices = xp.empty_like(used)
         simplices.launch(
             "list_vertices",
             ceil_divide(num_slots, SLOTS_OF_BLOCK),
             table=self.slots,
             num_slots=num_slots,
             ends=self._ends,
-            key_low=self._keys.low,
-            key_high=self._keys.high,
+            **words("key", self._keys),
             used_slot=used_slot,
-            used_low=used.low,
-            used_high=used.high,
+            **words("used", used),
         )
 
-        order = xp.argsort(used.low, kind="stable")
-        if used.high is not None:
-            order = order[xp.argsort(used.high[order], kind="stable")]
+        order = xp.argsort(used[0], kind="stable")
+        if len(used) > 1:
+            order = order[xp.argsort(used[1][order], kind="stable")]
         order = order.astype(np.int64, copy=False)
         slot_vertex = xp.empty(num_slots, dtype=np.uint32)
         simplices.launch(
@@ -132,12 +128,10 @@ class VertexTable:
             num_vertices,
             order=order,
             used_slot=used_slot,
-            used_low=used.low,
-            used_high=used.high,
+            **words("used", used),
             num_vertices=num_vertices,
             slot_vertex=slot_vertex,
-            vertex_low=vertices.low,
-            vertex_high=vertices.high,
+            **words("vertex", vertices),
         )
         return vertices, slot_vertex
 
@@ -148,8 +142,7 @@ class Lattice(Filter):
     Attributes:
         num_features: D of the lattice, at least that of the image.
         num_vertices: K.
-        vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is only
-            used beyond 64 bits, else None.
+        vertices: (word, vertex) keys in ascending order.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric
             weight in 1 / 65535.
         entry_voxel, entry_weight: (entry) the same sorted by vertex, corner and voxel, as
@@ -206,8 +199,7 @@ class Lattice(Filter):
         keys, self.corner_weight = simplices.find(source.features)
         table = VertexTable(simplices, keys, table_bits)
         self.num_vertices = table.num_vertices
-        vertices, slot_vertex = table.number()
-        self.vertex_low, self.vertex_high = vertices
+        self.vertices, slot_vertex = table.number()
 
         shape = (self.num_features + 1, self.num_vertices)
         self.after = xp.empty(shape, dtype=np.int32)
@@ -217,11 +209,9 @@ class Lattice(Filter):
         simplices.launch(
             "link_vertices",
             num_corners,
-            vertex_low=self.vertex_low,
-            vertex_high=self.vertex_high,
+            **words("vertex", self.vertices),
             num_vertices=self.num_vertices,
-            key_low=keys.low,
-            key_high=keys.high,
+            **words("key", keys),
             table=table.slots,
             table_bits=table.bits,
             slot_vertex=slot_vertex,

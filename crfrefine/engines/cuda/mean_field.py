@@ -14,7 +14,7 @@ from crfrefine.base.array_types import Bool, Float64
 from crfrefine.base.numerics import FLIPPED_SHARE
 from crfrefine.engines.base import Progress
 from crfrefine.engines.cuda.cupy_device import CupyDevice
-from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import (
     add_up,
@@ -114,7 +114,7 @@ class MeanFieldRun:
     def __init__(
         self,
         voxels: Voxels,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[Filter],
         spec: MeanFieldSpec,
         logits: Any,
         part: Bool | None,
@@ -162,7 +162,7 @@ class MeanFieldRun:
             if spec.tolerance > 0.0:
                 self._old = xp.empty_like(self._marginals)
 
-    def _upload_model(self, kernels: Sequence[Kernel]) -> None:
+    def _upload_model(self, kernels: Sequence[Filter]) -> None:
         """Upload the parameters, the weights in rows of channels."""
         spec = self._spec
         device = self._voxels.device
@@ -243,9 +243,9 @@ class MeanFieldRun:
         """
         ended = set()
         for kernel, weight in self._kernels:
-            kind = type(kernel.filter)
+            kind = type(kernel)
             if kind not in ended and len(self._marginals) == 1:
-                ending = kernel.filter.filter_until_last(
+                ending = kernel.filter_until_last(
                     self._marginals[0], kernel.sent_scale, kernel.scale, weight[0]
                 )
                 if ending is not None:
@@ -264,7 +264,7 @@ class MeanFieldRun:
                     "sum": messages,
                     "adds": adds,
                 }
-                kernel.filter.filter_group(group, kernel.sent_scale, output)
+                kernel.filter_group(group, kernel.sent_scale, output)
 
     def _update(
         self,

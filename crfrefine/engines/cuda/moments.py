@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crfrefine.engines.cuda.filters import Filter
-from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, Sums, row_constants, row_width, sum_threads
 from crfrefine.engines.cuda.spatial import SpatialFilter
@@ -37,13 +36,13 @@ class FeatureProducts:
         inverse_theta: (feature) float64 on the device, what gradients are multiplied by.
     """
 
-    def __init__(self, kernel_filter: Filter, columns: Any, thetas: Any, room: Room) -> None:
+    def __init__(self, kernel: Filter, columns: Any, thetas: Any, room: Room) -> None:
         """Take the (feature, voxel) columns, features over theta; None without features.
 
         `thetas` are the bandwidths that gradients of features are divided by, (feature).
         """
-        self._device = kernel_filter.device
-        self._kernel_filter = kernel_filter
+        self._device = kernel.device
+        self._kernel = kernel
         self._columns = columns
         self.inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
         self._room = room
@@ -94,7 +93,7 @@ class FeatureProducts:
                 **columns,
                 rows=rows,
             )
-            self._kernel_filter.apply(rows, None, filtered, transposed=transposed)
+            self._kernel.apply(rows, None, filtered, transposed=transposed)
             self._device.launch(
                 "moments",
                 "add_columns",
@@ -127,10 +126,9 @@ class Moments:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Filter,
         spec: KernelSpec,
         voxels: Voxels,
-        image: Any,
         sums: Sums,
         room: Room,
         *,
@@ -143,7 +141,6 @@ class Moments:
             kernel: the kernel of the forward pass.
             spec: its bandwidths.
             voxels: those inside the mask.
-            image: (M, *grid) on the device.
             sums: where the totals of the bandwidths are reserved.
             room: memory for products and filtered values.
             wants_theta: whether gradients of bandwidths are wanted.
@@ -168,11 +165,11 @@ class Moments:
         # The taps of the spatial kernel are differentiated themselves, including where they fade.
         self._slopes: list[SpatialFilter] = []
         self._columns = None
-        if isinstance(kernel.filter, SpatialFilter):
-            self._slopes = kernel.filter.slopes()
+        if isinstance(kernel, SpatialFilter):
+            self._slopes = kernel.slopes()
         else:
-            self._columns = self._centered_features(image)
-        self._products = FeatureProducts(kernel.filter, self._columns, self.thetas, room)
+            self._columns = self._centered_features()
+        self._products = FeatureProducts(kernel, self._columns, self.thetas, room)
 
         self.by_received = None
         self.by_sent = None
@@ -184,13 +181,13 @@ class Moments:
     def _zeros(self) -> Any:
         return self._device.xp.zeros(self._num_voxels, dtype=np.float32)
 
-    def _centered_features(self, image: Any) -> Any:
+    def _centered_features(self) -> Any:
         """Return the (feature, voxel) features over theta, each around the middle of its values."""
         voxels = self._voxels
         num_modalities = self._num_modalities
         shape = (len(self.thetas), voxels.num_voxels)
         columns = self._device.xp.empty(shape, dtype=np.float32)
-        for number, modality in enumerate(image[:num_modalities]):
+        for number, modality in enumerate(voxels.image[:num_modalities]):
             values = modality.reshape(-1)[voxels.grid_index].astype(np.float64)
             inverse_theta = 1.0 / self.thetas[number]
             columns[number] = (values - values.mean()) * inverse_theta
@@ -214,7 +211,7 @@ class Moments:
         filtered_back = self._device.xp.empty_like(unit)
         kernel = self._kernel
         scale = kernel.scale
-        kernel.filter.apply(by_ones, scale, filtered_back, transposed=True)
+        kernel.apply(by_ones, scale, filtered_back, transposed=True)
         self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
 
         by_degree = None if scale is None else by_ones
@@ -240,7 +237,7 @@ class Moments:
 
         also_squares = None
         if by_degree is not None:
-            kernel.filter.apply(by_degree, None, filtered_back, transposed=True)
+            kernel.apply(by_degree, None, filtered_back, transposed=True)
             also_squares = filtered_back
         num_features = len(self.thetas)
         self._device.launch(

@@ -7,12 +7,13 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from crfrefine.base.numerics import KEY_MARGIN, KEY_RANGE
 from crfrefine.engines.cuda.filters import FeatureSource
+from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError
 
@@ -28,18 +29,12 @@ _MAX_KEY_BITS = 128
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
 
-class VertexKeys(NamedTuple):
-    """Packed vertices: an array of the low words, and one of the high words."""
+def words(name: str, keys: Any) -> Arguments:
+    """Return the arguments of a kernel for keys, (word, vertex) uint64, by their name.
 
-    low: Any  # uint64
-    high: Any  # uint64; None if 64 bits are enough
-
-
-def empty_keys(xp: Any, count: int, *, is_wide: bool) -> VertexKeys:
-    """Return memory for so many keys."""
-    low = xp.empty(count, dtype=np.uint64)
-    high = xp.empty(count, dtype=np.uint64) if is_wide else None
-    return VertexKeys(low, high)
+    The low word comes first; there is no high one if 64 bits are enough.
+    """
+    return {f"{name}_low": keys[0], f"{name}_high": keys[1] if len(keys) > 1 else None}
 
 
 class Simplices:
@@ -51,7 +46,7 @@ class Simplices:
     Attributes:
         num_features: D of the lattice, at least that of the image.
         widths: bits of each field, the remainder's first.
-        is_wide: whether numbers have more than 64 bits.
+        num_words: words of a number, one of 64 bits or two.
         remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
     """
@@ -96,7 +91,7 @@ class Simplices:
         # Minus the smallest value of each field, which shifts them to 0, modulo 2^128.
         fields = zip(lowest.tolist(), shift[1:], strict=True)
         self._bias = -sum(value << bit for value, bit in fields) % 2**_MAX_KEY_BITS
-        self.is_wide = total_bits > 64
+        self.num_words = 2 if total_bits > 64 else 1
         self.remainder_bits = self.widths[0]
         self.shift = self.device.upload(np.array(shift, dtype=np.int32))
         self._scale = self.device.upload(scale)
@@ -113,15 +108,15 @@ class Simplices:
         unit = 65535.0**2
         return math.sqrt(self.num_features + 1.0) * mass * halves / unit
 
-    def find(self, features: Any, run_length: int = 1) -> tuple[VertexKeys, Any]:
-        """Return the keys of the vertices around each voxel, (corner), and their weights.
+    def find(self, features: Any, run_length: int = 1) -> tuple[Any, Any]:
+        """Return the keys of the vertices around each voxel, (word, corner), and their weights.
 
         With a `run_length`, one voxel of each run of so many is looked at.
         """
         xp = self.device.xp
         num_voxels = features.shape[1] // run_length
         num_corners = num_voxels * (self.num_features + 1)
-        keys = empty_keys(xp, num_corners, is_wide=self.is_wide)
+        keys = xp.empty((self.num_words, num_corners), dtype=np.uint64)
         weight = xp.empty((self.num_features + 1, num_voxels), dtype=np.uint16)
         self.launch(
             "find_simplices",
@@ -135,8 +130,7 @@ class Simplices:
             shift=self.shift,
             bias_low=self._bias % 2**64,
             bias_high=self._bias >> 64,
-            key_low=keys.low,
-            key_high=keys.high,
+            **words("key", keys),
             corner_weight=weight,
         )
         return keys, weight
@@ -145,7 +139,7 @@ class Simplices:
         """Run a kernel of kernels/cuda/lattice_build.cu on such keys; see `Launcher.launch`."""
         constants = {
             "CRF_FEATURES": self.num_features,
-            "CRF_WIDE_KEYS": int(self.is_wide),
+            "CRF_WIDE_KEYS": self.num_words - 1,
             "CRF_THREADS": THREADS,
         }
         self.device.launch("lattice_build", kernel, constants, num_items, **arguments)
@@ -159,10 +153,10 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
     device = source.device
     run_length = max(1, min(_SAMPLED, source.num_points // _MIN_SAMPLE))
     keys, _ = simplices.find(source.features, run_length)
-    key_hash = keys.low
-    if keys.high is not None:
+    key_hash = keys[0]
+    if len(keys) > 1:
         # Two different keys have the same hash with a probability of 1 in 2^64.
-        key_hash = keys.low * _GOLDEN_RATIO + keys.high
+        key_hash = keys[0] * _GOLDEN_RATIO + keys[1]
     in_order = device.xp.sort(key_hash)
     num_blocks = ceil_divide(in_order.size, SLOTS_OF_BLOCK)
     counts = device.xp.empty((3, num_blocks), dtype=np.uint64)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -37,20 +36,6 @@ _TYPES: dict[str, type[np.generic]] = {
 UNCONTRACTED = frozenset({"lattice_build"})
 
 
-class KernelSource(NamedTuple):
-    """A source file ready for a compiler."""
-
-    name: str  # file name without suffix
-    text: str  # source with headers and constants
-    # The types of each kernel's parameters by name, in order, such as "int" or "Channels*".
-    kernels: dict[str, dict[str, str]]
-    options: tuple[str, ...]  # options for NVRTC
-
-    def has_blocks(self, kernel: str) -> bool:
-        """Return whether a kernel's threads share memory by block."""
-        return f"CRF_BLOCK_KERNEL({kernel}," in self.text
-
-
 def kernels_dir() -> Path:
     """Return the folder of the sources: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parents[2]
@@ -58,72 +43,87 @@ def kernels_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "kernels"
 
 
-@cache
-def kernel_source(name: str, /, **constants: int) -> KernelSource:
-    """Return the text of kernels/cuda/<name>.cu for values of the constants that it requires.
+class KernelSource:
+    """A source file ready for a compiler.
 
-    These are named CRF_*, in its first lines. Each header is inlined once, where it comes first.
+    Attributes:
+        name: file name without suffix.
+        text: source with headers and constants.
+        kernels: the types of each kernel's parameters by name, in order, such as "int" or
+            "Channels*".
+        options: options for NVRTC.
     """
-    folder = kernels_dir()
-    text = (folder / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
-    included = set()
-    while match := _INCLUDE.search(text):
-        header = ""
-        if match[1] not in included:
-            included.add(match[1])
-            header = (folder / match[1]).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        text = text[: match.start()] + header + text[match.end() :]
 
-    kernels = {}
-    for match in _KERNEL.finditer(text):
-        parameters = {}
-        for declaration in match[2].split(","):  # such as "const Real* scale"
-            kind, _, parameter = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
-            parameters[parameter] = kind
-        kernels[match[1]] = parameters
+    def __init__(self, name: str, constants: Mapping[str, int]) -> None:
+        """Read kernels/cuda/<name>.cu for values of the constants that it requires.
 
-    options = ["-std=c++17"]
-    if name in UNCONTRACTED:
-        options.append("--fmad=false")
-    if constants.get("CRF_WIDE_KEYS"):
-        options.append("--device-int128")
-    lines = [f"#define {key} {value}\n" for key, value in sorted(constants.items())]
-    return KernelSource(name, "".join(lines) + text, kernels, tuple(options))
+        These are named CRF_*, in its first lines. Each header is inlined once, where it comes
+        first.
+        """
+        folder = kernels_dir()
+        text = (folder / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
+        included = set()
+        while match := _INCLUDE.search(text):
+            header = ""
+            if match[1] not in included:
+                included.add(match[1])
+                path = folder / match[1]
+                header = path.read_text(encoding="utf-8").replace("#pragma once\n", "")
+            text = text[: match.start()] + header + text[match.end() :]
 
+        self.name = name
+        self.kernels: dict[str, dict[str, str]] = {}
+        for match in _KERNEL.finditer(text):
+            parameters = {}
+            for declaration in match[2].split(","):  # such as "const Real* scale"
+                kind, _, parameter = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
+                parameters[parameter] = kind
+            self.kernels[match[1]] = parameters
 
-def pack_arguments(
-    source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Mapping[str, Any]
-) -> list[Any]:
-    """Return the arguments of a launch in the driver's form, in the order of the parameters.
+        self.options: tuple[str, ...] = ("-std=c++17",)
+        if name in UNCONTRACTED:
+            self.options += ("--fmad=false",)
+        if constants.get("CRF_WIDE_KEYS"):
+            self.options += ("--device-int128",)
+        self._constants = constants
+        lines = [f"#define {key} {value}\n" for key, value in sorted(constants.items())]
+        self.text = "".join(lines) + text
 
-    Raises TypeError if one is missing, unknown or does not fit, which a GPU would not notice.
-    """
-    parameters = source.kernels[kernel]
-    if arguments.keys() != parameters.keys():
-        missing = sorted(parameters.keys() - arguments.keys())
-        unknown = sorted(arguments.keys() - parameters.keys())
-        raise TypeError(f"{source.name}.{kernel}: missing arguments {missing}, unknown {unknown}")
-    packed = []
-    for name, kind in parameters.items():
-        value = arguments[name]
-        base = kind.removesuffix("*")
-        number = _TYPES[base]
-        if kind == base:
-            packed.append(number(value))
-            continue
-        if value is None:
-            packed.append(np.uint64(0))
-            continue
-        is_contiguous = value.flags.c_contiguous
-        if value.dtype != number or not is_contiguous:
-            raise TypeError(
-                f"{source.name}.{kernel}: {name} is a {value.dtype} array (contiguous: "
-                f"{is_contiguous}); expected {number.__name__}"
-            )
-        if base == "Channels" and value.shape[-1] != constants["CRF_WIDTH"]:
-            raise TypeError(
-                f"{source.name}.{kernel}: {name} has rows of {value.shape[-1]}; expected "
-                f"{constants['CRF_WIDTH']}"
-            )
-        packed.append(value)
-    return packed
+    def has_blocks(self, kernel: str) -> bool:
+        """Return whether a kernel's threads share memory by block."""
+        return f"CRF_BLOCK_KERNEL({kernel}," in self.text
+
+    def pack(self, kernel: str, arguments: Mapping[str, Any]) -> list[Any]:
+        """Return the arguments of a launch in the driver's form, in the order of the parameters.
+
+        Raises TypeError if one is missing, unknown or does not fit, which a GPU would not notice.
+        """
+        parameters = self.kernels[kernel]
+        if arguments.keys() != parameters.keys():
+            missing = sorted(parameters.keys() - arguments.keys())
+            unknown = sorted(arguments.keys() - parameters.keys())
+            raise TypeError(f"{self.name}.{kernel}: missing arguments {missing}, unknown {unknown}")
+        packed = []
+        for name, kind in parameters.items():
+            value = arguments[name]
+            base = kind.removesuffix("*")
+            number = _TYPES[base]
+            if kind == base:
+                packed.append(number(value))
+                continue
+            if value is None:
+                packed.append(np.uint64(0))
+                continue
+            is_contiguous = value.flags.c_contiguous
+            if value.dtype != number or not is_contiguous:
+                raise TypeError(
+                    f"{self.name}.{kernel}: {name} is a {value.dtype} array (contiguous: "
+                    f"{is_contiguous}); expected {number.__name__}"
+                )
+            if base == "Channels" and value.shape[-1] != self._constants["CRF_WIDTH"]:
+                raise TypeError(
+                    f"{self.name}.{kernel}: {name} has rows of {value.shape[-1]}; expected "
+                    f"{self._constants['CRF_WIDTH']}"
+                )
+            packed.append(value)
+        return packed

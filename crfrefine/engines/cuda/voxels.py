@@ -26,11 +26,12 @@ CONSTANTS = {"CRF_THREADS": _THREADS}  # those of the kernels in voxels.cu
 
 
 class Voxels:
-    """The masked voxels, numbered in raster order, inside the mask's bounding box.
+    """The masked voxels of an image, numbered in raster order, inside the mask's bounding box.
 
     The box has the axes along which it is longer than one voxel, and the last axis in any case.
 
     Attributes:
+        image: (M, *grid) float32 on the device.
         strides: the distance in the grid between neighbors along each of its axes.
         grid_index: (voxel) linear indices, on the device.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
@@ -43,7 +44,7 @@ class Voxels:
     def __init__(
         self,
         device: CupyDevice,
-        grid_shape: Sequence[int],
+        image: Any,
         spacing: Sequence[float],
         mask: Bool | None,
         axes: Sequence[int] | None = None,
@@ -53,7 +54,8 @@ class Voxels:
         `axes` are those of `GridImage`.
         """
         self.device = device
-        self.grid_shape = grid_shape
+        self.image = image
+        self.grid_shape = grid_shape = image.shape[1:]
         self.grid_size = math.prod(grid_shape)
         self.strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
         if mask is None:
@@ -96,6 +98,12 @@ class Voxels:
         if axes is not None:
             users_axes = [axes[axis] for axis in self.source_axis]
         self.feature = [sorted(users_axes).index(axis) for axis in users_axes]
+
+    @cached_property
+    def intensity_ranges(self) -> tuple[Float32, Float32]:
+        """The smallest and the largest intensity of each modality, at the voxels."""
+        of_modalities = self.image.reshape(len(self.image), self.grid_size)
+        return row_ranges(self.device, of_modalities, self.grid_index)
 
     @cached_property
     def coordinates(self) -> list[Any]:
@@ -214,25 +222,6 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     )
 
 
-class PlacedImage:
-    """An image on the device with its voxels: what all appearance kernels on it have in common.
-
-    Attributes:
-        voxels: those that take part.
-        values: (M, *grid) float32 on the device.
-    """
-
-    def __init__(self, voxels: Voxels, values: Any) -> None:
-        self.voxels = voxels
-        self.values = values
-
-    @cached_property
-    def intensity_ranges(self) -> tuple[Float32, Float32]:
-        """The smallest and the largest intensity of each modality, at the voxels."""
-        of_modalities = self.values.reshape(len(self.values), self.voxels.grid_size)
-        return row_ranges(self.voxels.device, of_modalities, self.voxels.grid_index)
-
-
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
@@ -245,19 +234,18 @@ class BilateralInput:
 
     def __init__(
         self,
-        image: PlacedImage,
+        voxels: Voxels,
         theta_position: Sequence[float],
         theta_intensity: Sequence[float],
     ) -> None:
         """Compute the features; raise CapacityError if one spans too many bandwidths."""
-        voxels = image.voxels
         self.voxels = voxels
         self.device = voxels.device
         self.num_points = voxels.num_voxels
         self.theta_position = list(theta_position)
         self.theta_intensity = list(theta_intensity)
         num_modalities = len(self.theta_intensity)
-        lowest, highest = [ends[:num_modalities] for ends in image.intensity_ranges]
+        lowest, highest = [ends[:num_modalities] for ends in voxels.intensity_ranges]
         spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
         self._require_wide(spans)
         steps = np.divide(voxels.spacing, self.theta_position)
@@ -275,7 +263,7 @@ class BilateralInput:
             "voxels",
             "find_features",
             CONSTANTS,
-            image=image.values,
+            image=voxels.image,
             grid_size=voxels.grid_size,
             grid_index=voxels.grid_index,
             num_modalities=num_modalities,
