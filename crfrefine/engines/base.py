@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Shape
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
@@ -201,7 +201,7 @@ class Kernels(Protocol):
     filters: tuple[str, ...]  # how each kernel's messages are computed, one line per kernel
     spec: KernelSetSpec  # the model that they were built from
     num_voxels: int  # voxels inside the mask
-    image_shape: tuple[int, ...]  # (M, *grid) of the image that they were built for
+    image_shape: Shape  # (M, *grid) of the image that they were built for
     dtype: str  # "float32" or "float64": precision of all arrays
 
     def run(

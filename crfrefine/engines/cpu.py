@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.array_types import Array, Float32, Shape
 from crfrefine.base.limits import available_threads
 from crfrefine.base.one_call import OneCall
 from crfrefine.engines.base import (
@@ -162,7 +162,7 @@ class CpuKernels:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
         self.spec = spec
-        self.image_shape: tuple[int, ...] = image.values.shape
+        self.image_shape: Shape = image.values.shape
         self._mask = image.mask
         self._axes = image.axes
 
@@ -269,7 +269,7 @@ def _are_equal(new: Array | None, old: Array | None) -> bool:
 
 
 @contextmanager
-def engine_errors(shape: tuple[int, ...]) -> Iterator[None]:
+def engine_errors(shape: Shape) -> Iterator[None]:
     """Turn the engine's errors for (channels, *grid) values into errors a user can act on.
 
     Other errors, such as those of a progress callback, pass unchanged.

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from crfrefine.arrays.components import Cleaned
     from crfrefine.arrays.label_maps import Box
     from crfrefine.arrays.resampling import Interpolation
-    from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-    from crfrefine.base.notes import Note
+    from crfrefine.base.array_types import Bool, Float32, Float64, Integers, Labels, Shape, Spacing
+    from crfrefine.base.notes import Notes
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.io.reading import Piece
     from crfrefine.parameters.model import CrfParameters
@@ -49,10 +49,10 @@ class ArrayNetwork:
     input_type: str = "logits"  # "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
     # mm between voxels of the network, if interpolated; None means unknown
-    network_spacing: tuple[float, ...] | None = None
+    network_spacing: Spacing | None = None
     # (*grid), True where the network saw nothing, if interpolation tells it; None means that the
     # shapes of ties do (`arrays.padding`).
-    unseen: NDArray[np.bool_] | None = None
+    unseen: Bool | None = None
     # the label of each channel, background first; None means their numbers
     channel_labels: tuple[int, ...] | None = None
 
@@ -66,7 +66,7 @@ class ArrayNetwork:
             )
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """(channels, *grid), its axes in the user's order."""
         return self.values.shape
 
@@ -144,7 +144,7 @@ class LabelMapNetwork:
         return cls(labels, present, num_labels, network_spacing)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """(channels, *grid), its axes in the user's order."""
         return (self.num_channels, *self.labels.shape)
 
@@ -172,19 +172,19 @@ class StreamedNetwork:
     regions = None  # Its channels are labels.
     read: ReadPieces  # returns the pieces, from the beginning at each call
     num_channels: int
-    grid_shape: tuple[int, ...]  # of the image, in storage order
+    grid_shape: Shape  # of the image, in storage order
     input_type: str  # "auto", "logits" or "probabilities"
     kind: str | None  # the same if the file declares it
     path: Path  # the file, for messages
     # From the network's grid of three axes to the image's; None means that they are the same.
     interpolation: Interpolation | None = None
     # mm between voxels of the network's grid along each axis of the image, if interpolated
-    network_spacing: tuple[float, ...] | None = None
+    network_spacing: Spacing | None = None
     # the label of each channel, background first; None means their numbers
     channel_labels: tuple[int, ...] | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """(channels, *grid), its axes in the user's order."""
         return (self.num_channels, *reversed(self.grid_shape))
 
@@ -234,7 +234,7 @@ class CaseToRefine:
     strokes: Strokes | None  # their labels are the numbers of channels, but for regions
     # A label map whose volumes are kept, after the small-object rules; None for others
     cleaned: Cleaned | None
-    notes: tuple[Note, ...]  # on the inputs, for the user
+    notes: Notes  # on the inputs, for the user
 
     @property
     def regions(self) -> RegionScheme | None:
@@ -280,11 +280,11 @@ class Prepared:
     largest_sums: Float64 | None = None
     # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
     # no volumes are kept
-    gained: NDArray[np.int64] | None = None
+    gained: Integers | None = None
     # (*grid), True where the network saw nothing, inside the mask or outside; None means nowhere
     unseen: Bool | None = None
     num_padding: int = 0  # voxels in the mask that are padding
-    notes: tuple[Note, ...] = ()  # for the user
+    notes: Notes = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
     def image_in(self, box: Box) -> Float32:

@@ -33,9 +33,9 @@ from crfrefine.arrays.region_scheme import (
     resolve_regions,
     take_log_odds,
 )
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.array_types import Array, Float32, Spacing
 from crfrefine.base.axes import Axes
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.engines.results import channel_ranges, finite_range
@@ -60,7 +60,7 @@ def open_case(
     network: Network,
     image: Array,
     *,
-    spacing: tuple[float, ...],
+    spacing: Spacing,
     parameters: CrfParameters,
     mask: ArrayLike | None,
     backend: Backend,
@@ -80,7 +80,7 @@ def open_case(
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
 
-    notes: tuple[Note, ...] = ()
+    notes: Notes = ()
     cleaned = None
     if isinstance(network, LabelMapNetwork):
         drawn = () if strokes is None else strokes.labels.tolist()
@@ -137,11 +137,11 @@ def _open_label_map(
     channel_labels: Sequence[int],
     num_labels: int,
     order: Axes,
-    spacing: tuple[float, ...],
-) -> tuple[LabelMapNetwork, tuple[Note, ...]]:
+    spacing: Spacing,
+) -> tuple[LabelMapNetwork, Notes]:
     """Return the map of the numbers of channels, and notes on the network's spacing."""
-    network_spacing = cast("tuple[float, ...] | None", network.network_spacing)
-    notes: tuple[Note, ...] = ()
+    network_spacing = cast("Spacing | None", network.network_spacing)
+    notes: Notes = ()
     if not network.is_examined:
         network_spacing, note = find_network_spacing(
             network.network_spacing, network.labels, spacing
@@ -171,14 +171,14 @@ def _model_of(
         kernels.append(kernel._replace(theta_position=order.along(kernel.theta_position)))
     kernel_set = replace(model.kernels, kernels=tuple(kernels))
     if network.network_spacing is not None:
-        steps = cast("tuple[float, ...]", network.network_spacing)
+        steps = cast("Spacing", network.network_spacing)
         kernel_set = replace(kernel_set, network_spacing=order.along(steps))
     return replace(model, kernels=kernel_set)
 
 
 def _open_channels(
     network: ArrayNetwork, parameters: CrfParameters, threads: int | None
-) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+) -> tuple[ArrayNetwork, Notes]:
     """Return finite channels, whose kind is known, and where the network saw nothing, and notes.
 
     They are float32 logits or probabilities of labels, or log-odds of regions.
@@ -217,14 +217,14 @@ def _open_channels(
     return replace(network, values=values, input_type=kind, unseen=unseen), notes
 
 
-def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, tuple[Note, ...]]:
+def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:
     """Return float32 channels, with the caller's word on their kind, and notes.
 
     The only channel of label 1 gets that of the background, and regions are log-odds.
     """
     values = network.values
     kind = network.input_type
-    notes: tuple[Note, ...] = ()
+    notes: Notes = ()
     with np.errstate(over="ignore"):
         channels: Float32 = values.astype(np.float32, copy=False)
     is_alone = network.regions is None and len(values) == 1
@@ -260,7 +260,7 @@ def require_small_logits(largest: float, parameters: CrfParameters) -> None:
         )
 
 
-def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, tuple[Note, ...]]:
+def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Notes]:
     """Return an image without the voxels that are NaN in its mask, and notes on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.

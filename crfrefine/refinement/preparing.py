@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.array_types import Array, Float32, Integers
 from crfrefine.base.limits import require_memory
 from crfrefine.engines.results import label_map
 from crfrefine.refinement.given import (
@@ -130,7 +129,7 @@ def _draw_strokes_on_tiles(prepared: Prepared, case: CaseToRefine) -> None:
     prepared.problem = near if is_local else edited
 
 
-def _count_voxels_on_tiles(problem: TileProblem) -> NDArray[np.int64]:
+def _count_voxels_on_tiles(problem: TileProblem) -> Integers:
     """Return the number of voxels of each label's largest logits in active tiles, (L,)."""
     sets = problem.sets
     labels = np.zeros(sets.grid.shape, np.uint16)
@@ -202,7 +201,7 @@ def _draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> N
     prepared.gained = _count_voxels(prepared.logits, case) - before
 
 
-def _count_voxels(logits: Float32, case: CaseToRefine) -> NDArray[np.int64]:
+def _count_voxels(logits: Float32, case: CaseToRefine) -> Integers:
     """Return the number of voxels of each label's largest logits, (L,)."""
     labels = label_map(logits, case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import Box, bounding_box, count_labels, whole_box
 from crfrefine.arrays.softmax import (
@@ -18,7 +17,7 @@ from crfrefine.arrays.softmax import (
     over_output_temperature,
     take_logarithms,
 )
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels, Shape
 from crfrefine.base.axes import Axes
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.volumes import matching_bias
@@ -141,7 +140,7 @@ class RefinedChannels:
                 "them before you change it, or give `refine` a copy"
             )
 
-    def match_volumes(self, network: Labels, prepared: Prepared) -> NDArray[np.int64] | None:
+    def match_volumes(self, network: Labels, prepared: Prepared) -> Integers | None:
         """Add a bias to each label's refined logits, which gives labels the network's volumes.
 
         They have the voxels of the network's label map, and those gained by strokes. Return these
@@ -290,7 +289,7 @@ class RefinedChannels:
         return logits
 
     @property
-    def _box_shape(self) -> tuple[int, ...]:
+    def _box_shape(self) -> Shape:
         """Voxels along each axis of the box."""
         return tuple(axis.stop - axis.start for axis in self._box)
 

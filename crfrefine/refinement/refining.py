@@ -15,9 +15,9 @@ from crfrefine.arrays.components import Cleaned, check_losses, clean
 from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array
+from crfrefine.base.array_types import Array, Spacing
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, RunContext
@@ -43,7 +43,7 @@ def refine_network(
     network: Network,
     image: Array,
     *,
-    spacing: tuple[float, ...],
+    spacing: Spacing,
     parameters: CrfParameters,
     mask: ArrayLike | None = None,
     backend: Backend,
@@ -211,7 +211,7 @@ def _result_of(
 # ---- Notes
 
 
-def _notes_on_image(case: CaseToRefine) -> tuple[Note, ...]:
+def _notes_on_image(case: CaseToRefine) -> Notes:
     """Return notes on parameters that do not fit the image."""
     image = case.image
     parameters = case.parameters

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.label_maps import LabelChanges, count_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.softmax import over_output_temperature, sigmoid
+from crfrefine.base.array_types import Float32, Labels, Spacing
 from crfrefine.base.axes import Axes
-from crfrefine.base.notes import Note
+from crfrefine.base.notes import Notes
 from crfrefine.base.text import counted
 from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.engines.results import softmax
@@ -61,8 +62,8 @@ class RefinementResult(Reported):
         output_temperature: divides the logits where they become marginals.
     """
 
-    label_map: NDArray[np.unsignedinteger[Any]]
-    network_label_map: NDArray[np.unsignedinteger[Any]]
+    label_map: Labels
+    network_label_map: Labels
     channels: RefinedChannels
     order: Axes = field(compare=False)
     report: MeanFieldReport
@@ -73,8 +74,8 @@ class RefinementResult(Reported):
     voxels_removed: int = 0
     voxels_filled: int = 0
     lost_to_rules: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    notes: tuple[Note, ...] = ()
-    spacing: tuple[float, ...] | None = None
+    notes: Notes = ()
+    spacing: Spacing | None = None
     regions: RegionScheme | None = None
     channel_labels: tuple[int, ...] = ()
     num_labels: int = 0
@@ -117,7 +118,7 @@ class RefinementResult(Reported):
         return f"<RefinementResult: {', '.join(words)}>"
 
     @cached_property
-    def logits(self) -> NDArray[np.float32]:
+    def logits(self) -> Float32:
         """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds.
 
         Outside the mask they are the input over the temperature. Where the network saw nothing they
@@ -129,7 +130,7 @@ class RefinementResult(Reported):
         return self.order.undo(self.channels.dense())
 
     @cached_property
-    def marginals(self) -> NDArray[np.float32]:
+    def marginals(self) -> Float32:
         """(L, *grid) float32, the softmax of logits / output temperature.
 
         For regions it is the sigmoid, (R, *grid). They are computed when asked for, unless the
@@ -147,7 +148,7 @@ class RefinementResult(Reported):
         values = order.apply(self.logits) if is_kept else channels.dense()
         return order.undo(self._probabilities(values, in_place=not is_kept))
 
-    def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
+    def logits_at(self, mask: ArrayLike) -> Float32:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N).
 
         Arguments and errors as for `marginals_at`.
@@ -155,7 +156,7 @@ class RefinementResult(Reported):
         self.channels.require_unchanged()
         return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
-    def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
+    def marginals_at(self, mask: ArrayLike) -> Float32:
         """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N).
 
         The array of the whole grid is not made.
@@ -169,7 +170,7 @@ class RefinementResult(Reported):
         """
         return self._probabilities(self.logits_at(mask), in_place=True)
 
-    def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
+    def _probabilities(self, logits: Float32, *, in_place: bool) -> Float32:
         """Return softmax over labels, or sigmoid of regions; `in_place` overwrites the logits."""
         temperature = self.output_temperature
         if self.regions is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box
 from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels
 from crfrefine.base.axes import Axes
-from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid, TileNumbers
@@ -190,9 +190,7 @@ class Edits:
             self._add_rise(logits[channel][box], values)
         logits[(slice(None), *self.strokes.positions)] = self.fixed
 
-    def find_ruled_out(
-        self, logits: Float32, temperature: float, *, are_regions: bool
-    ) -> tuple[Note, ...]:
+    def find_ruled_out(self, logits: Float32, temperature: float, *, are_regions: bool) -> Notes:
         """Return a note if the network rules out labels where they are drawn.
 
         Voxels around do not follow then. The network's logits or log-odds are (channels, *grid).

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.base.array_types import Shape
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
@@ -204,7 +205,7 @@ class Backward:
         if not self._stays:
             gradient = self._device.download(gradient)
         num_labels = self._num_labels
-        shapes: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, Shape] = {
             "weights": (len(self._kernels), num_labels),
             "compatibility": (num_labels, num_labels),
             "bias": (num_labels,),

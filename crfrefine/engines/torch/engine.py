@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.base.array_types import Array, Float64
+from crfrefine.base.array_types import Array, Float64, Shape
 from crfrefine.base.numerics import TRUNCATION_RADIUS
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -96,7 +96,7 @@ class TorchKernels:
             )
         self.dtype = "float64" if image.values.dtype == np.float64 else "float32"
         self.num_voxels = int(self.mask.sum())
-        self.image_shape: tuple[int, ...] = image.values.shape
+        self.image_shape: Shape = image.values.shape
 
         self._like = torch.empty(0, dtype=getattr(torch, self.dtype), device=device)
         self.inside = torch.as_tensor(self.mask, device=device)

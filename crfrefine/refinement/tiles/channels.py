@@ -22,13 +22,12 @@ from crfrefine.arrays.label_maps import (
     log_shares,
     relative,
 )
-from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.array_types import Bool, Float32, Labels, Shape
 from crfrefine.base.limits import run_all
 from crfrefine.refinement.tiles.grid import (
     TILE,
     TILE_VOXELS,
     EntryNumbers,
-    Extents,
     LabelSets,
     TileGrid,
     TileNumbers,
@@ -113,7 +112,7 @@ class LabelMapChannels(ChannelSource):
 
     grid: TileGrid
     numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
-    reach: Extents  # voxels within which a label takes part, or has a share
+    reach: Shape  # voxels within which a label takes part, or has a share
     # The result of `share_sigma`, along three axes; None means that labels have no shares.
     sigma: Sequence[float] | None = None
 

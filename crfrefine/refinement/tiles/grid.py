@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from crfrefine.arrays.label_maps import Box, dilated, whole_box
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32, Integers, Shape
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.cpu import load_engine
 
@@ -20,9 +20,8 @@ TILE = (8, 8, 16)
 TILE_VOXELS = math.prod(TILE)
 MAX_DIMS = 3  # most axes of a grid that is cut into tiles
 
-Extents = tuple[int, ...]
-TileNumbers = NDArray[np.int64]  # flat numbers of tiles in their grid
-EntryNumbers = NDArray[np.int64]  # numbers of entries of `LabelSets`
+TileNumbers = Integers  # flat numbers of tiles in their grid
+EntryNumbers = Integers  # numbers of entries of `LabelSets`
 
 
 class TileGrid:
@@ -35,11 +34,11 @@ class TileGrid:
     def __init__(self, grid_shape: Sequence[int]) -> None:
         """Cut a grid of one to three axes."""
         leading = (1,) * (MAX_DIMS - len(grid_shape))
-        self.shape: Extents = leading + tuple(int(extent) for extent in grid_shape)
+        self.shape: Shape = leading + tuple(int(extent) for extent in grid_shape)
         counts = []
         for extent, tile in zip(self.shape, TILE, strict=True):
             counts.append(math.ceil(extent / tile))
-        self.counts: Extents = tuple(counts)
+        self.counts: Shape = tuple(counts)
         self.num_tiles = math.prod(self.counts)
 
     def engine(self, threads: int | None) -> Any:
@@ -139,7 +138,7 @@ class TileGrid:
         return reduced
 
 
-def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:
+def box_between(start: Integers, stop: Integers) -> Box:
     """Return the box with these first places and ends, one per axis."""
     ends = zip(start.tolist(), stop.tolist(), strict=True)
     return tuple(slice(first, end) for first, end in ends)
@@ -159,7 +158,7 @@ def tiles_around(box: Box) -> Box:
     return tuple(tile_box)
 
 
-def num_rings(reach: Extents) -> Extents:
+def num_rings(reach: Shape) -> Shape:
     """Return by how many tiles per axis a label's domain exceeds those where it is present."""
     # The rings hold twice the reach: messages come from within the reach, and so do their
     # normalizations.
@@ -179,7 +178,7 @@ class LabelSets:
     def __init__(self, grid: TileGrid, domains: Bool) -> None:
         self.grid = grid
         self.domains = domains  # (L, *tiles), where labels take part
-        self.num_labels_of: NDArray[np.int64] = domains.sum(axis=0, dtype=np.int64)  # (*tiles)
+        self.num_labels_of: Integers = domains.sum(axis=0, dtype=np.int64)  # (*tiles)
         self.active: Bool = self.num_labels_of > 1  # (*tiles)
         self.tiles = np.flatnonzero(self.active)  # flat numbers of the active tiles, ascending
         # (active tiles + 1), the first entry of each active tile, and the number of entries.
@@ -252,7 +251,7 @@ class LabelSets:
         )
 
 
-def label_sets(grid: TileGrid, present: Bool, may_matter: Bool, reach: Extents) -> LabelSets:
+def label_sets(grid: TileGrid, present: Bool, may_matter: Bool, reach: Shape) -> LabelSets:
     """Return the labels of each tile: those that are present around it and may matter there.
 
     Where labels are is (L, *tiles) each; kernels end after `reach` voxels.

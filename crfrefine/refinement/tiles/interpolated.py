@@ -28,8 +28,6 @@ from crfrefine.refinement.tiles.streaming import StoredChannels, survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 
@@ -85,7 +83,7 @@ class CoarseChannels(ChannelSource):
         return self.store.num_bytes
 
     @property
-    def bias(self) -> NDArray[np.float32]:
+    def bias(self) -> Float32:
         """The bias of each label, (L,)."""
         bias = self.mean_field.bias
         if bias is None:

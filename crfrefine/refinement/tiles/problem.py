@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Bool, Float32, Shape
 from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
-    Extents,
     LabelSets,
     TileGrid,
     label_sets,
@@ -67,7 +66,7 @@ class TileProblem:
         return self.grid.mask(self.image.mask)
 
     @cached_property
-    def reach(self) -> Extents:
+    def reach(self) -> Shape:
         """Voxels along each axis after which every kernel ends, or the grid."""
         return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import count_inside, dilated
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Bool, Float32, Shape
 from crfrefine.base.numerics import CHANNEL_GROUP
 from crfrefine.engines.base import (
     MeanFieldReport,
@@ -23,7 +23,7 @@ from crfrefine.engines.base import (
     default_origin,
 )
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, Extents, LabelSets, num_rings
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, num_rings
 from crfrefine.refinement.tiles.problem import TileProblem
 
 # Share of the threshold by which marginals of a row may have changed before it sends them again.
@@ -147,7 +147,7 @@ def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
 
 
 def share_channels(
-    sets: LabelSets, rings: Extents
+    sets: LabelSets, rings: Shape
 ) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds.
 

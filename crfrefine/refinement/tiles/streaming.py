@@ -14,7 +14,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import dilated
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32, Shape
 from crfrefine.base.limits import format_size
 from crfrefine.base.notes import Note
 from crfrefine.errors import CapacityError
@@ -23,7 +23,6 @@ from crfrefine.refinement.tiles.grid import (
     TILE,
     TILE_VOXELS,
     EntryNumbers,
-    Extents,
     TileGrid,
     TileNumbers,
     num_rings,
@@ -88,7 +87,7 @@ class StoredChannels(ChannelSource):
     """
 
     def __init__(
-        self, stream: StreamedNetwork, survey: Survey, context: RunContext, reach: Extents
+        self, stream: StreamedNetwork, survey: Survey, context: RunContext, reach: Shape
     ) -> None:
         """Begin without tiles.
 
@@ -258,7 +257,7 @@ def survey_stream(
     grid: TileGrid,
     mask: Bool | None,
     thresholds: Thresholds,
-    reach: Extents,
+    reach: Shape,
 ) -> tuple[Survey, StoredChannels, Note]:
     """Return the survey of channels, those of their tiles that are kept so far, and a note.
 
