@@ -6,13 +6,13 @@ outside the mask, also there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
-from crfrefine.base.array_types import Bool, Float32, Integers
+from crfrefine.base.array_types import Float32
 
 if TYPE_CHECKING:
     from crfrefine.refinement.given import CaseToRefine, Prepared
@@ -21,29 +21,27 @@ if TYPE_CHECKING:
 CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}
 
 
-class CertainVoxels(NamedTuple):
+class CertainVoxels:
     """The certain voxels of a case, in storage order."""
 
-    unseen: Bool | None  # (*grid), True where the network saw nothing; None means nowhere
-    drawn: Integers | None  # (axes, N), voxels drawn outside the mask; None means none
-    members: Bool  # (channels, N), which channels their labels are or belong to
-    has_regions: bool  # whether the channels are regions, without one for the background
-
-    @classmethod
-    def of_case(cls, prepared: Prepared, case: CaseToRefine) -> CertainVoxels | None:
-        """Return the certain voxels of a case, None without any."""
-        drawn = None
+    def __init__(self, prepared: Prepared, case: CaseToRefine) -> None:
+        """Find the voxels that were drawn outside the mask, and those where nothing was seen."""
+        self._unseen = prepared.unseen
+        self._has_regions = case.regions is not None
+        self._drawn = None
         if case.strokes is not None:
             drawn = case.strokes.outside(prepared.mask)
-        has_regions = case.regions is not None
-        if drawn is None:
-            if prepared.unseen is None:
-                return None
-            return cls(prepared.unseen, None, np.zeros((0, 0), np.bool_), has_regions)
-        from crfrefine.refinement.following import channels_of_labels
+            if drawn is not None:
+                from crfrefine.refinement.following import channels_of_labels
 
-        members = channels_of_labels(case, drawn.labels)
-        return cls(prepared.unseen, drawn.positions, members, has_regions)
+                self._drawn = drawn.positions
+                # (channels, N), which channels their labels are or belong to
+                self._members = channels_of_labels(case, drawn.labels)
+
+    @property
+    def are_any(self) -> bool:
+        """Whether any voxel is certain."""
+        return self._unseen is not None or self._drawn is not None
 
     def write(self, values: Float32, label: int, planes: slice, kind: str) -> None:
         """Write the scores of a label, or region, into planes of its channel, in place.
@@ -51,14 +49,14 @@ class CertainVoxels(NamedTuple):
         The kind is "logits" or "probabilities".
         """
         certain, absent = CERTAIN[kind]
-        if self.has_regions and kind == "logits":
+        if self._has_regions and kind == "logits":
             certain = MAX_LOG_ODDS
-        if self.unseen is not None:
-            is_background = label == 0 and not self.has_regions
-            values[self.unseen[planes]] = certain if is_background else absent
-        if self.drawn is not None:
-            along = self.drawn[0]
+        if self._unseen is not None:
+            is_background = label == 0 and not self._has_regions
+            values[self._unseen[planes]] = certain if is_background else absent
+        if self._drawn is not None:
+            along = self._drawn[0]
             is_here = (along >= planes.start) & (along < planes.stop)
-            first, *others = self.drawn[:, is_here]
-            is_member = self.members[label, is_here]
+            first, *others = self._drawn[:, is_here]
+            is_member = self._members[label, is_here]
             values[(first - planes.start, *others)] = np.where(is_member, certain, absent)

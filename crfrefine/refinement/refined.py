@@ -95,7 +95,6 @@ class RefinedChannels:
             if self.is_array:
                 self.marginals = outcome.marginals
         self._box = box or whole_box(self._shape)
-        self._certain: CertainVoxels | None = None
 
         # The network's logits, or probabilities, (L, *grid), which must not change, and their
         # checksum if a caller may do that.
@@ -111,9 +110,8 @@ class RefinedChannels:
 
     def settle(self, prepared: Prepared, case: CaseToRefine) -> None:
         """Make voxels certain that no mean field decides, once the label map is made."""
-        certain = CertainVoxels.of_case(prepared, case)
-        self._certain = certain
-        if certain is None or not self.is_array:
+        self._certain = certain = CertainVoxels(prepared, case)
+        if not (certain.are_any and self.is_array):
             return
         if np.may_share_memory(self.computed, prepared.logits):
             self.computed = self.computed.copy()
@@ -224,13 +222,12 @@ class RefinedChannels:
         labels = network.copy()
         grid = self.sets.grid
         part = labels[self._box]
-        inner = np.ascontiguousarray(part).reshape(grid.shape)
-        by_tile = self.sets.settled
-        where = grid.to_voxels(by_tile >= 0)
+        by_tile = grid.to_voxels(self.sets.settled)
+        where = by_tile >= 0
         if self._mask is not None:
             where &= self._mask
-        np.copyto(inner, grid.to_voxels(by_tile.clip(0).astype(labels.dtype)), where=where)
-        part[...] = inner.reshape(part.shape)
+        where = where.reshape(part.shape)
+        part[where] = by_tile.reshape(part.shape)[where]
         return labels
 
     def channel(
@@ -263,8 +260,7 @@ class RefinedChannels:
                 part += self._penalty[of_box]
             where &= ~np.isnan(refined)
             np.copyto(part, refined, where=where)
-        if self._certain is not None:
-            self._certain.write(piece, label, planes, kind)
+        self._certain.write(piece, label, planes, kind)
         return piece
 
     def _network_channel(self, label: int, planes: slice) -> Float32:
@@ -341,10 +337,8 @@ class RefinedChannels:
         """
         sets = self.sets
         assert sets is not None
-        is_volume = len(self._shape) == MAX_DIMS
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        planes_of_tiles = planes if is_volume else slice(0, 1)
-        layers = tile_layers(planes_of_tiles)
+        layers = tile_layers(planes if len(self._shape) == MAX_DIMS else slice(0, 1))
         first = layers.start * TILE[0]
         grid = sets.grid
         last = min(layers.stop * TILE[0], grid.shape[0])
@@ -366,13 +360,9 @@ class RefinedChannels:
         where = part.to_voxels(sets.active[layers])
         if self._mask is not None:
             where &= self._mask[first:last]
-        if is_volume:
-            inside = slice(planes.start - first, planes.stop - first)
-            return refined[inside], where[inside]
-        shape = self._box_shape
-        refined = refined.reshape(shape)
-        where = where.reshape(shape)
-        return refined[planes], where[planes]
+        shape = (-1, *self._box_shape[1:])
+        inside = slice(planes.start - first, planes.stop - first)
+        return refined.reshape(shape)[inside], where.reshape(shape)[inside]
 
 
 def _checksum_of(channels: Float32) -> int:
