@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,11 +38,7 @@ class ChannelSource(ABC):
     """The channels of a network's output on a grid of tiles."""
 
     grid: TileGrid
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of memory that the channels take beside the input of the case."""
-        return 0
+    num_bytes = 0  # of memory that the channels take beside the input of the case
 
     def ensure(self, domains: Bool) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles).
@@ -102,7 +97,6 @@ MAX_NEIGHBORHOOD = 1 << 17
 _MAX_LAYERS = 4  # layers of tiles whose logits are made at once otherwise
 
 
-@dataclass(eq=False)
 class LabelMapChannels(ChannelSource):
     """The logits of a label map (`crfrefine.arrays.label_maps`), made where they are asked for.
 
@@ -110,11 +104,16 @@ class LabelMapChannels(ChannelSource):
     network.
     """
 
-    grid: TileGrid
-    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
-    reach: Shape  # voxels within which a label takes part, or has a share
-    # The result of `share_sigma`, along three axes; None means that labels have no shares.
-    sigma: Sequence[float] | None = None
+    def __init__(self, numbers: Labels, reach: Shape, sigma: Sequence[float] | None) -> None:
+        """Take the channel of each voxel's label, (z, y, x) C-contiguous.
+
+        `reach` are the voxels within which a label takes part, or has a share. `sigma` is the
+        result of `share_sigma` along three axes; None means that labels have no shares.
+        """
+        self.grid = TileGrid(numbers.shape)
+        self.numbers = numbers
+        self.reach = reach
+        self.sigma = sigma
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32

@@ -24,15 +24,15 @@ def plan_coarse(
     Return the channels, and (L, *tiles) where labels are present and where they may matter. Errors
     are those of `plan_stream`.
     """
-    source, coarse_labels, note = CoarseChannels.of_stream(network, case, thresholds)
-    prepared.notes = (note,)
+    source = CoarseChannels(network, case, thresholds)
+    prepared.notes = (source.note,)
     covered = source.covered()
     mask = leave_out_unseen(prepared, None if covered.all() else ~covered, source.grid)
 
     # Labels that are the largest one somewhere tell how far below it the others are at most. All
     # may be present, or be the largest one without their bias, or matter, if some samples that a
     # tile depends on are high enough.
-    likeliest = source.where_likeliest(coarse_labels)
+    likeliest = source.where_likeliest()
     source.ensure(likeliest)
     lowest, largest_sums = _best_of(source, likeliest, covered, mask)
     bias = source.bias

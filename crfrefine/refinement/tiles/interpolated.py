@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,8 @@ from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.base.notes import Note
 from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_layers
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -24,11 +22,10 @@ from crfrefine.refinement.tiles.grid import (
     TileNumbers,
     tiles_around,
 )
-from crfrefine.refinement.tiles.streaming import StoredChannels, survey_stream
+from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.parameters.specs import MeanFieldSpec
     from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
@@ -36,51 +33,44 @@ if TYPE_CHECKING:
 MARGIN = 32.0
 
 
-@dataclass(eq=False)
 class CoarseChannels(ChannelSource):
-    """A network's logits, kept in some tiles of its grid, and interpolated where asked for."""
+    """A network's logits, kept in some tiles of its grid, and interpolated where asked for.
 
-    store: StoredChannels
-    # (2, L, *network's tiles), the smallest and the largest logit of a label in a tile
-    ranges: Float32
-    padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
-    grid: TileGrid  # the tiles of the image
-    interpolation: Interpolation
-    mean_field: MeanFieldSpec
-    threads: int
+    Attributes:
+        store: the channels in some tiles of the network's grid.
+        ranges: (2, L, *network's tiles), the smallest and the largest logit of a label in a tile.
+        padding: (*network's grid), True where all labels count as 0; None means nowhere.
+        grid: the tiles of the image.
+        labels: (*network's grid), the label of the largest logit.
+        note: on the kind of the channels.
+    """
 
-    @classmethod
-    def of_stream(
-        cls, network: StreamedNetwork, case: CaseToRefine, thresholds: Thresholds
-    ) -> tuple[CoarseChannels, Labels, Note]:
+    def __init__(
+        self, network: StreamedNetwork, case: CaseToRefine, thresholds: Thresholds
+    ) -> None:
         """Let channels stream by, and keep them where labels may take part.
 
-        Return also the label of the largest logit at each voxel of the network's grid, and a note
-        on the kind of the channels. Errors are those of `plan_stream`.
+        Errors are those of `plan_stream`.
         """
         interpolation = network.interpolation
         assert interpolation is not None
-        mean_field = case.model.mean_field
+        self.interpolation = interpolation
+        self.mean_field = mean_field = case.model.mean_field
+        self.threads = case.context.threads or available_threads()
+        self.grid = TileGrid(network.grid_shape)
         grid = TileGrid(interpolation.grid_map.source_shape)
         reach = (interpolation.reach,) * 3
         lowest = thresholds.may_matter - MARGIN / mean_field.temperature
         kept = Thresholds(np.full(mean_field.num_labels, thresholds.may_matter), lowest)
-        survey, store, note = survey_stream(network, case, grid, None, kept, reach)
-        padding = survey.padding()
-        survey.mask, *_ = leave_out(padding, None, "logits")
-        labels = survey.labels
-        store.choose()
+        survey, self.store, self.note = survey_stream(network, case, grid, None, kept, reach)
+        self.padding = survey.padding()
+        survey.mask, *_ = leave_out(self.padding, None, "logits")
+        self.labels = survey.labels
+        self.store.choose()
+        self.num_bytes = self.store.num_bytes
+        self.ranges = survey.ranges
         if survey.is_probability:
-            take_logarithms(survey.ranges)
-        threads = case.context.threads or available_threads()
-        of_image = TileGrid(network.grid_shape)
-        source = cls(store, survey.ranges, padding, of_image, interpolation, mean_field, threads)
-        return source, labels, note
-
-    @property
-    def num_bytes(self) -> int:
-        """See `ChannelSource`."""
-        return self.store.num_bytes
+            take_logarithms(self.ranges)
 
     @property
     def bias(self) -> Float32:
@@ -163,6 +153,7 @@ class CoarseChannels(ChannelSource):
             needed = np.moveaxis(around, 0, -1)
         order = 1 + np.argsort(axes)
         self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)))
+        self.num_bytes = self.store.num_bytes
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
@@ -213,10 +204,15 @@ class CoarseChannels(ChannelSource):
             covered[planes] &= linear.of_box(has_scores.__getitem__, box) > 0
         return covered
 
-    def where_likeliest(self, coarse_labels: Labels) -> Bool:
-        """Return (L, *tiles), where a label is the likeliest at a sample that a tile depends on."""
+    def where_likeliest(self) -> Bool:
+        """Return (L, *tiles), where a label is the likeliest at a sample that a tile depends on.
+
+        The labels of the samples are then forgotten.
+        """
         from scipy import ndimage
 
+        coarse_labels = self.labels
+        del self.labels
         num_labels = self.mean_field.num_labels
         likeliest = np.zeros((num_labels, *self.grid.counts), np.bool_)
         # The first object has the number 1.

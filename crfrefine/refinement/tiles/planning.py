@@ -223,12 +223,12 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     # no marginal. They do in a Potts model with one weight for all labels.
     is_plain = mean_field.is_potts and mean_field.num_channels < mean_field.num_labels
     if sigma is None:
-        source = LabelMapChannels(grid, labels, reach)
+        source = LabelMapChannels(labels, reach, None)
         confidence = CONFIDENCE
         settled_below = settled_bound(spec) if is_plain else -math.inf
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
-        source = LabelMapChannels(grid, labels, share_reach(sigma), sigma)
+        source = LabelMapChannels(labels, share_reach(sigma), sigma)
         confidence = 0.0
         threshold = case.parameters.mean_field.label_threshold
         settled_below = find_thresholds(threshold, spec).may_matter

@@ -17,7 +17,7 @@ from crfrefine.engines.base import (
     of_part,
 )
 from crfrefine.errors import CapacityError, ConfigError
-from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, TileGrid, tile_layers
+from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, tile_layers
 from crfrefine.refinement.tiles.planning import sums_are_direct
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.running import run_tiles
@@ -51,12 +51,12 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
             problem = replace(problem, is_direct=sums_are_direct(problem))
         held = problem.source.num_bytes
         num_bytes = None if context.num_bytes is None else context.num_bytes - held
-        slabs, halo, needed = plan_slabs(problem, num_bytes)
+        slabs, needed = plan_slabs(problem, num_bytes)
         context.take(held + needed)
         if len(slabs) == 1:
             refined, exceeds = run_tiles(problem, context)
         else:
-            refined, exceeds = run_slabs(problem, slabs, halo, context)
+            refined, exceeds = run_slabs(problem, slabs, context)
         if not problem.checks_borders or not exceeds.any():
             return sets, refined
 
@@ -71,12 +71,9 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
 
 
 def run_slabs(
-    problem: TileProblem,
-    slabs: Sequence[slice],
-    halo: int,
-    context: RunContext,
+    problem: TileProblem, slabs: Sequence[tuple[slice, slice]], context: RunContext
 ) -> tuple[MeanFieldResult, NDArray[np.uint8]]:
-    """Run the mean field slab by slab, each with a halo of planes on both sides.
+    """Run the mean field slab by slab; each, of some planes, comes with those of it and its halo.
 
     Returns what `run_tiles` returns for the whole. With direct sums the logits are the same, if all
     steps are taken.
@@ -91,8 +88,7 @@ def run_slabs(
     exceeds = np.zeros(sets.num_entries, np.uint8)
     timings: dict[str, float] = {}
     filters: tuple[str, ...] = ()
-    for number, slab in enumerate(slabs):
-        planes = _with_halo(slab, halo, sets.grid)
+    for number, (slab, planes) in enumerate(slabs):
         part = problem.in_slab(planes)
         if not part.sets.active.any():
             continue
@@ -127,11 +123,6 @@ BYTES_OF_FILTERS = 160
 BYTES_OF_MODALITY = 40
 
 
-def _with_halo(slab: slice, halo: int, grid: TileGrid) -> slice:
-    """Return the planes that take part in a slab: its own, and those beside it."""
-    return slice(max(0, slab.start - halo), min(slab.stop + halo, grid.shape[0]))
-
-
 def slab_bytes(problem: TileProblem, planes: slice) -> int:
     """Return an estimate of the memory of a run on some planes."""
     num_modalities = len(problem.image.values)
@@ -153,11 +144,13 @@ def slab_bytes(problem: TileProblem, planes: slice) -> int:
     return total + voxels * bytes_of_voxel
 
 
-def plan_slabs(problem: TileProblem, num_bytes: int | None) -> tuple[list[slice], int, int]:
-    """Return as few slabs as fit into a number of bytes, their halo in planes, and their bytes.
+def plan_slabs(
+    problem: TileProblem, num_bytes: int | None
+) -> tuple[list[tuple[slice, slice]], int]:
+    """Return as few slabs as fit into a number of bytes, and the bytes of the largest one.
 
-    None means any number of bytes; the returned number is that of the largest slab with its halo.
-    Raise CapacityError if no slab fits.
+    A slab is its planes, and these with its halo. None means any number of bytes. Raise
+    CapacityError if no slab fits.
     """
     needed = 0
     grid = problem.grid
@@ -175,17 +168,18 @@ def plan_slabs(problem: TileProblem, num_bytes: int | None) -> tuple[list[slice]
         height = math.ceil(num_layers / count) * TILE[0]  # The last slab may be lower.
         slabs = []
         for start in range(0, num_planes, height):
-            slabs.append(slice(start, min(start + height, num_planes)))
-        parts = [_with_halo(slab, halo, grid) for slab in slabs]
-        needed = max(slab_bytes(problem, planes) for planes in parts)
+            stop = min(start + height, num_planes)
+            with_halo = slice(max(0, start - halo), min(stop + halo, num_planes))
+            slabs.append((slice(start, stop), with_halo))
+        needed = max(slab_bytes(problem, planes) for _, planes in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += problem.sets.num_entries * TILE_VOXELS * BYTES_OF_RESULT
         fits = num_bytes is None or needed <= num_bytes
-        most_planes = max(planes.stop - planes.start for planes in parts)
+        most_planes = max(planes.stop - planes.start for _, planes in slabs)
         are_small = most_planes * math.prod(grid.shape[1:]) <= largest_slab
         # In slabs as low as their halos, the planes beside them take as long.
-        if fits and (are_small or slabs[0].stop <= 2 * halo):
-            return slabs, halo, needed
+        if fits and (are_small or height <= 2 * halo):
+            return slabs, needed
     raise CapacityError(
         f"the case needs about {format_size(needed)} beyond what is in memory already, even in "
         f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "

@@ -99,7 +99,7 @@ class StoredChannels(ChannelSource):
         self._survey = survey
         self._context = context
         self._rings = num_rings(reach)
-        self._num_bytes = 0  # of the tiles
+        self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in survey.margins]
         self._max_bytes = math.inf
         if context.num_bytes is not None:
@@ -107,28 +107,23 @@ class StoredChannels(ChannelSource):
         self._next_look = min(FIRST_LOOK, self._max_bytes)
         self._has_room = True
 
-    @property
-    def num_bytes(self) -> int:
-        """See `ChannelSource`."""
-        return self._num_bytes
-
     def add(self, label: int, planes: slice, values: Array) -> None:
         """Keep the tiles of planes, just surveyed, where their label may matter so far."""
         if not self._has_room:
             return
         self._keep(label, *self._tiles_of(label, planes, values))
-        self._context.take(self._num_bytes)
-        if self._num_bytes <= self._next_look:
+        self._context.take(self.num_bytes)
+        if self.num_bytes <= self._next_look:
             return
         for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
             tiles, kept = self.joined(earlier)
             # Tiles that stay are marked once more beside all labels.
             self._retain(earlier, self._survey.mark(earlier, kept, tiles, exact_above=math.inf))
-        next_look = max(2 * self._num_bytes, FIRST_LOOK)
+        next_look = max(2 * self.num_bytes, FIRST_LOOK)
         self._next_look = min(next_look, self._max_bytes)
-        if 2 * self._num_bytes > self._max_bytes:
+        if 2 * self.num_bytes > self._max_bytes:
             self._has_room = False
-            self._num_bytes = 0
+            self.num_bytes = 0
             for parts in self._parts:
                 parts.clear()
 
@@ -157,8 +152,8 @@ class StoredChannels(ChannelSource):
             self._keep(label, tiles[chosen], values[chosen])
             if planes.stop == self.grid.shape[0]:
                 self._forget_far_tiles(label)
-            self._context.take(self._num_bytes)
-            if self._num_bytes > max_bytes:
+            self._context.take(self.num_bytes)
+            if self.num_bytes > max_bytes:
                 raise CapacityError(
                     "the logits of labels that may take part need more than the "
                     f"{format_size(max_bytes)} that are left, up to label {label} of "
@@ -201,14 +196,14 @@ class StoredChannels(ChannelSource):
         """
         if len(tiles):
             self._parts[label].append((tiles, values))
-            self._num_bytes += values.nbytes
+            self.num_bytes += values.nbytes
 
     def _retain(self, label: int, chosen: Bool) -> None:
         """Forget a label's tiles except the chosen ones, (n,), in the order of `joined`."""
         if not chosen.all():
             tiles, values = self.joined(label)
             self._parts[label].clear()
-            self._num_bytes -= values.nbytes
+            self.num_bytes -= values.nbytes
             self._keep(label, tiles[chosen], values[chosen])
 
     def ensure(self, domains: Bool) -> None:
