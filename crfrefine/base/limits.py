@@ -256,3 +256,12 @@ def require_memory(
         f"Crop the volume, or {remedy}; "
         "if the volume is not that large, the header is damaged: export the file again."
     )
+
+
+def case_too_large(needed: int, left: int, least: str = "") -> CapacityError:
+    """Return the error on a case for which too little memory is left, even with the `least`."""
+    return CapacityError(
+        f"the case needs about {format_size(needed)} beyond what is in memory already{least}; "
+        f"{format_size(max(0, left))} are left; allow more memory (--max-memory), or use a mask or "
+        "a smaller region"
+    )

@@ -149,6 +149,7 @@ def refine(
     )
     values = arrays["logits"]
     image = arrays["image"]
+    network: ArrayNetwork | LabelMapNetwork
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
@@ -156,7 +157,8 @@ def refine(
                 "leave regions out"
             )
         labels = given_label_map(values, image)
-        num_dims = labels.ndim
+        network = LabelMapNetwork.of_labels(labels, parameters, network_spacing)
+        num_labels = parameters.num_labels or MAX_LABELS
     else:
         if network_spacing is not None:
             raise ConfigError(
@@ -165,25 +167,19 @@ def refine(
                 "map, input_type='labels'"
             )
         check_logits(values, image, input_type, are_regions=regions is not None)
-        num_dims = values.ndim - 1
+        scheme = None if regions is None else RegionScheme.of(regions)
+        network = ArrayNetwork(values, input_type, scheme)
+        num_labels = network.num_labels
     if spacing is None:
         rules = parameters.postprocess
         has_rules = rules.min_component_ml != 0.0 or rules.protect_min_ml != 0.0
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
-    distances = given_spacing(spacing, num_dims)
-    network: ArrayNetwork | LabelMapNetwork
-    if input_type == "labels":
-        network = LabelMapNetwork.of_labels(labels, parameters, network_spacing)
-        num_labels = parameters.num_labels or MAX_LABELS
-    else:
-        scheme = None if regions is None else RegionScheme.of(regions)
-        network = ArrayNetwork(values, input_type, scheme)
-        num_labels = network.num_labels
-
+    grid_shape = network.shape[1:]
+    distances = given_spacing(spacing, len(grid_shape))
     drawn = None
     if strokes is not None:
-        drawn = Strokes.of_array(arrays["strokes"], network.shape[1:], num_labels)
+        drawn = Strokes.of_array(arrays["strokes"], grid_shape, num_labels)
     result = refine_network(
         network,
         image,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +15,13 @@ from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Spacing
-from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
+from crfrefine.base.limits import RUN_BYTES, SMALL, case_too_large
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, RunContext
 from crfrefine.engines.results import channel_ranges
-from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
+from crfrefine.errors import DeviceMemoryError, InputError
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import CaseToRefine, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.opening import open_case
@@ -127,11 +126,7 @@ def run_mean_field(prepared: Prepared, case: CaseToRefine) -> RefinedChannels:
         if case.backend.name == "cpu" and needed > SMALL:
             left = context.num_bytes
             if left is not None and needed > left:
-                raise CapacityError(
-                    f"the case needs about {format_size(needed)} beyond what is in memory already; "
-                    f"{format_size(max(0, left))} are left; allow more memory (--max-memory), or "
-                    "use a mask or a smaller region"
-                )
+                raise case_too_large(needed, left)
             context.take(needed)
         if prepared.is_probability:
             values = np.array(values, order="C")
@@ -139,11 +134,10 @@ def run_mean_field(prepared: Prepared, case: CaseToRefine) -> RefinedChannels:
         outcome = case.backend.mean_field(values, prepared.image, case.model, context)
 
     refined = RefinedChannels(outcome, sets, prepared, case.model.mean_field)
-    numbers = list(refined.report.energy)
-    if all(math.isfinite(number) for number in numbers) and refined.computed.size:
-        for lowest, highest in channel_ranges(refined.computed, context.threads):
-            numbers += (lowest, highest)
-    if not all(math.isfinite(number) for number in numbers):
+    is_finite = np.isfinite(refined.report.energy).all()
+    if is_finite and refined.computed.size:
+        is_finite = np.isfinite(channel_ranges(refined.computed, context.threads)).all()
+    if not is_finite:
         raise InputError(
             "the refined logits or their energy are not finite: the values are beyond float32's "
             "range; expected logits, weights and a compatibility of a few orders of magnitude "

@@ -200,35 +200,7 @@ class Backward:
     def _gradients(
         self, by_logits: Any, by_image: Any, volume: VolumeBackward | None
     ) -> MeanFieldGradients:
-        """Put the results together."""
-        gradient = self._of_parameters()
-        if not self._stays:
-            gradient = self._device.download(gradient)
-        num_labels = self._num_labels
-        shapes: dict[str, Shape] = {
-            "weights": (len(self._kernels), num_labels),
-            "compatibility": (num_labels, num_labels),
-            "bias": (num_labels,),
-            "temperature": (),
-            "theta": (self._kernel_set.num_thetas,),
-        }
-        parts: dict[str, Any] = {}
-        begin = 0
-        for name, shape in shapes.items():
-            end = begin + math.prod(shape)
-            parts[name] = gradient[begin:end].reshape(shape)
-            begin = end
-        if not self._stays:
-            parts["temperature"] = float(parts["temperature"])
-        by_volume = None
-        if volume is not None:
-            by_volume = self._spec.volume_weight_gradient(volume.by_slack)
-        return MeanFieldGradients(
-            logits=by_logits, image=by_image, volume_weight=by_volume, **parts
-        )
-
-    def _of_parameters(self) -> Any:
-        """Return the gradient of `combine_sums`, on the device.
+        """Put the results together.
 
         Totals come in the order in which their sums were reserved: the kernels' products, their
         bandwidths, the bias, the temperature.
@@ -248,14 +220,20 @@ class Backward:
             for axis in range(len(kernel.theta_position)):
                 has_sum.append(self._wants_theta and axis in self._voxels.source_axis)
         sources = np.where(has_sum, np.cumsum(has_sum) - 1, -1)
-        num_thetas = len(thetas)
-        size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + num_thetas
-        gradient = device.xp.empty(size, dtype=np.float64)
+        shapes: dict[str, Shape] = {
+            "weights": (num_kernels, num_labels),
+            "compatibility": (num_labels, num_labels),
+            "bias": (num_labels,),
+            "temperature": (),
+            "theta": (len(thetas),),
+        }
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        gradient = device.xp.empty(sum(sizes), dtype=np.float64)
         device.launch(
             "mean_field_backward",
             "combine_sums",
             self._constants,
-            size,
+            gradient.size,
             num_kernels=num_kernels,
             num_labels=num_labels,
             totals=self._sums.add_up(),
@@ -264,12 +242,25 @@ class Backward:
             compatibility=self._compatibility,
             bias=bias,
             temperature=spec.temperature,
-            num_thetas=num_thetas,
+            num_thetas=len(thetas),
             sources=device.upload(sources.astype(np.int32)),
             thetas=device.upload(np.array(thetas)),
             gradient=gradient,
         )
-        return gradient
+        if not self._stays:
+            gradient = device.download(gradient)
+        parts: dict[str, Any] = {}
+        ends = np.cumsum(sizes).tolist()
+        for (name, shape), size, end in zip(shapes.items(), sizes, ends, strict=True):
+            parts[name] = gradient[end - size : end].reshape(shape)
+        if not self._stays:
+            parts["temperature"] = float(parts["temperature"])
+        by_volume = None
+        if volume is not None:
+            by_volume = self._spec.volume_weight_gradient(volume.by_slack)
+        return MeanFieldGradients(
+            logits=by_logits, image=by_image, volume_weight=by_volume, **parts
+        )
 
     def _penalty(self, number: int) -> Arguments:
         """Return the arguments for a kernel's weights and the compatibility."""

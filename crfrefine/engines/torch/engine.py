@@ -138,12 +138,9 @@ class TorchKernels:
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field for a later `backward`; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0)
-        with _limits(self._threads, self._device), torch.no_grad():
-            inputs = self._inputs(logits, spec)
-            refined, _ = self._refine(inputs, self.built, spec)
         # The record is empty, since `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
-        return Tape(refined.cpu().numpy(), record, spec)
+        return Tape(self.run(logits, spec).logits, record, spec)
 
     def backward(
         self,

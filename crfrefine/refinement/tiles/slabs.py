@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.limits import format_size
+from crfrefine.base.limits import case_too_large
 from crfrefine.engines.base import (
     MeanFieldReport,
     MeanFieldResult,
     RunContext,
     of_part,
 )
-from crfrefine.errors import CapacityError, ConfigError
+from crfrefine.errors import ConfigError
 from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, tile_layers
 from crfrefine.refinement.tiles.planning import sums_are_direct
 from crfrefine.refinement.tiles.problem import TileProblem
@@ -180,8 +180,4 @@ def plan_slabs(
         # In slabs as low as their halos, the planes beside them take as long.
         if fits and (are_small or height <= 2 * halo):
             return slabs, needed
-    raise CapacityError(
-        f"the case needs about {format_size(needed)} beyond what is in memory already, even in "
-        f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "
-        "memory (--max-memory), or use a mask or a smaller region"
-    )
+    raise case_too_large(needed, num_bytes or 0, f", even in slabs of {TILE[0]} planes")
