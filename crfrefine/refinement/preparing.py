@@ -44,19 +44,20 @@ def prepare(case: CaseToRefine) -> Prepared:
     network = case.network
     if isinstance(network, StreamedNetwork):
         prepared = plan_stream(network, case)
-        _draw_strokes_on_tiles(prepared, case)
-        return prepared
-    if isinstance(network, LabelMapNetwork):
-        return _prepare_label_map(network, case)
-
-    is_probability = network.input_type == "probabilities"
-    prepared = Prepared(network.values, case.image, case.image.mask, is_probability)
-    if network.unseen is not None:
-        prepared.unseen = network.unseen
-        are_regions = case.regions is not None
-        left = leave_out(network.unseen, prepared.mask, "logits", are_regions=are_regions)
-        prepared.mask, prepared.num_padding, prepared.notes = left
-    _plan_channels(prepared, case)
+    elif isinstance(network, LabelMapNetwork):
+        prepared = _prepare_label_map(network, case)
+    else:
+        is_probability = network.input_type == "probabilities"
+        prepared = Prepared(network.values, case.image, case.image.mask, is_probability)
+        if network.unseen is not None:
+            prepared.unseen = network.unseen
+            are_regions = case.regions is not None
+            left = leave_out(network.unseen, prepared.mask, "logits", are_regions=are_regions)
+            prepared.mask, prepared.num_padding, prepared.notes = left
+    if prepared.problem is None:
+        _plan_channels(prepared, case)
+    elif case.strokes is not None:
+        _draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
     return prepared
 
 
@@ -80,9 +81,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     takes_part_nearby = label_maps.take_part_nearby(num_of_network, numbers.size)
     if takes_part_nearby:
         if case.can_have_tiles and case.parameters.can_leave_out_labels:
-            prepared = plan_label_map(numbers, sigma, case)
-            _draw_strokes_on_tiles(prepared, case)
-            return prepared
+            return plan_label_map(numbers, sigma, case)
         what = f"the logits of {num_channels} labels take"
         remedy = (
             "The CPU does without them where mean_field.label_threshold is above 0 and "
@@ -97,22 +96,19 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
             np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
     # No logit of a label map is farther from 0.
     require_small_logits(-ABSENT_LOGIT, case.parameters)
-    prepared = Prepared(logits, case.image, case.image.mask, labels=numbers)
-    _plan_channels(prepared, case)
-    return prepared
+    return Prepared(logits, case.image, case.image.mask, labels=numbers)
 
 
-def _draw_strokes_on_tiles(prepared: Prepared, case: CaseToRefine) -> None:
+def _draw_strokes_on_tiles(
+    problem: TileProblem, prepared: Prepared, case: CaseToRefine, strokes: Strokes
+) -> None:
     """Edit channels that are not in memory, and count the voxels as `_draw_strokes` does."""
-    problem = prepared.problem
-    labels = prepared.labels
-    if case.strokes is None or problem is None or labels is None:
-        return
     from crfrefine.refinement.following import plan_edits
 
+    assert prepared.labels is not None
     grid = problem.grid
-    network = labels.reshape(grid.shape)
-    edits = plan_edits(case, case.strokes, problem.mask, problem.normalized, network)
+    network = prepared.labels.reshape(grid.shape)
+    edits = plan_edits(case, strokes, problem.mask, problem.normalized, network)
     changed = edits.changed_tiles(grid, len(problem.present))
     # Labels take part where their logits rise, too.
     edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)

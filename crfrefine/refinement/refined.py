@@ -173,7 +173,7 @@ class RefinedChannels:
         members = []
         for tiles, entries in sets.entries:
             members.append((np.searchsorted(sets.tiles, tiles), values[entries]))
-        inside = sets.grid.mask_of_tiles(self._mask, sets.tiles)
+        inside = sets.voxels_inside(self._mask)
         biases, is_limited = matching_bias(members, inside, counts - settled)
         for (_, entries), bias in zip(sets.entries, biases, strict=True):
             values[entries] += np.float32(bias)
@@ -247,7 +247,7 @@ class RefinedChannels:
             piece = np.where(is_label, np.float32(single), np.float32(absent))
         else:
             piece = self._network_channel(label, planes)
-        in_piece, of_box = overlap(planes, self._box)
+        in_piece, of_box = self._overlap(planes)
         part = piece[in_piece]
         if self.sets is None:
             part[...] = self.computed[label, of_box]
@@ -272,7 +272,7 @@ class RefinedChannels:
             take_logarithms(logits)
         mean_field = self._mean_field
         if self.sets is not None and mean_field.bias is not None:
-            in_piece, of_box = overlap(planes, self._box)
+            in_piece, of_box = self._overlap(planes)
             part = logits[in_piece]
             inside: Bool | bool = True
             if self._mask is not None:
@@ -283,6 +283,17 @@ class RefinedChannels:
         if mean_field.temperature != 1.0:  # A pass over all labels, which is worth saving.
             logits *= np.float32(1.0) / np.float32(mean_field.temperature)
         return logits
+
+    def _overlap(self, planes: slice) -> tuple[Box, slice]:
+        """Return the voxels that planes of the grid and the box have in common.
+
+        They are a box in an array of these planes, and planes of the box.
+        """
+        along, *others = self._box
+        first = max(planes.start, along.start)
+        last = max(first, min(planes.stop, along.stop))
+        in_planes = slice(first - planes.start, last - planes.start)
+        return (in_planes, *others), slice(first - along.start, last - along.start)
 
     @property
     def _box_shape(self) -> Shape:
@@ -320,7 +331,7 @@ class RefinedChannels:
         penalty = np.zeros((), np.float32)
         where = np.zeros((), np.bool_)
         planes = self._box[0]
-        in_planes, of_box = overlap(planes, self._box)
+        in_planes, of_box = self._overlap(planes)
         for label in range(self.num_channels):
             refined, where = self._planes_on_tiles(label, of_box)
             network = self._network_channel(label, planes)[in_planes]
@@ -373,16 +384,3 @@ def _checksum_of(channels: Float32) -> int:
     for channel in channels:
         checksum = isal_zlib.crc32(np.ascontiguousarray(channel), checksum)
     return checksum
-
-
-def overlap(planes: slice, box: Box) -> tuple[Box, slice]:
-    """Return the voxels that planes of a grid and a box have in common.
-
-    They are a box in an array of these planes, and planes of the box.
-    """
-    first = max(planes.start, box[0].start)
-    last = max(first, min(planes.stop, box[0].stop))
-    in_planes = slice(first - planes.start, last - planes.start)
-    start = box[0].start
-    in_box = slice(first - start, last - start)
-    return (in_planes, *box[1:]), in_box

@@ -106,9 +106,8 @@ class Strokes:
         """Return the drawn voxels inside a mask, (*grid), of a grid with further leading axes."""
         num_leading = num_dims - len(self.positions)
         positions = np.pad(self.positions, ((num_leading, 0), (0, 0)))
-        if mask is None:
-            return replace(self, positions=positions)
-        return replace(self, positions=positions)._chosen(mask[tuple(positions)])
+        strokes = replace(self, positions=positions)
+        return strokes if mask is None else strokes._chosen(mask[tuple(positions)])
 
     def outside(self, mask: Bool | None) -> Strokes | None:
         """Return the drawn voxels outside a mask, (*grid) of their axes; None without any."""

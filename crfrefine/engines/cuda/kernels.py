@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Bool, Float32
+from crfrefine.base.array_types import Float32
 from crfrefine.base.one_call import OneCall
 from crfrefine.engines.base import (
     NO_CONTEXT,
@@ -32,7 +32,6 @@ from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.engines.volumes import volume_part
 from crfrefine.errors import DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
@@ -60,8 +59,6 @@ class CudaKernels:
         self.spec = spec
         self.image_shape = tuple(image.values.shape)
         self._device = device
-        self._mask = image.mask
-        self._axes = image.axes
         self._stream = OneStream(device)
         self._upload_seconds = 0.0
         # The times of the stages are for the record of a case.
@@ -106,8 +103,7 @@ class CudaKernels:
             uploaded = self._array(logits)
             self._device.synchronize()
             uploaded_at = time.perf_counter()
-            part = self._volume_part(uploaded, logits, spec)
-            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
+            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded)
             run.take_steps(progress)
             energy = run.energy()
             stepped_at = time.perf_counter()
@@ -126,15 +122,14 @@ class CudaKernels:
         spec = replace(spec, tolerance=0.0).rounded(np.float32)
         with self._working(logits):
             uploaded = self._array(logits)
-            part = self._volume_part(uploaded, logits, spec)
-            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
+            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, records=True)
             run.take_steps()
             refined = self._stream.like(run.out, logits)
             record = self._stream.like(run.record, logits)
         biases = None
         if run.volume is not None:
             biases = np.array(run.volume.biases).reshape(-1, spec.num_labels)
-        return Tape(refined, record, spec, biases, part)
+        return Tape(refined, record, spec, biases, run.volume_part)
 
     def backward(
         self,
@@ -187,19 +182,6 @@ class CudaKernels:
                 f"grid of {grid} voxels ({error}); use a mask or a smaller region, fewer labels "
                 "at a time, or --device cpu"
             ) from error
-
-    def _volume_part(self, uploaded: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
-        """Return the masked voxels on which the volume term acts; None without the term.
-
-        They are found on the host, from `logits` if these are there, else from `uploaded`.
-        """
-        if spec.volume_weight == 0.0:
-            return None
-        if isinstance(logits, np.ndarray):
-            on_host = logits.astype(np.float32, copy=False)
-        else:
-            on_host = self._device.download(uploaded)
-        return volume_part(on_host, self._mask, spec, self._axes)
 
     def _array(self, channels: Any) -> Any:
         """Return channels on the device, in float32."""

@@ -26,6 +26,7 @@ from crfrefine.engines.cuda.rows import (
 )
 from crfrefine.engines.cuda.volume import VolumeSteps
 from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.volumes import volume_part
 from crfrefine.parameters.specs import MeanFieldSpec
 
 # Fields of a spec that this engine takes into account; a spec with other ones is refused.
@@ -109,6 +110,7 @@ class MeanFieldRun:
         record: (step, channel, voxel) marginals at the start of each step, and with a volume term
             those after the last step, too; None unless asked for.
         volume: the volume term with its biases; None without it.
+        volume_part: (voxel) on the host, True where the term acts; None without it.
     """
 
     def __init__(
@@ -117,13 +119,12 @@ class MeanFieldRun:
         kernels: Sequence[Filter],
         spec: MeanFieldSpec,
         logits: Any,
-        part: Bool | None,
         *,
         records: bool = False,
     ) -> None:
         """Allocate the memory of a run, and compute its first marginals.
 
-        `part` is that of `MassSums`. `records` saves the marginals for the backward pass.
+        `records` saves the marginals for the backward pass.
         """
         spec.require_known(_FIELDS, "cuda")
         xp = voxels.device.xp
@@ -156,9 +157,12 @@ class MeanFieldRun:
 
         self._update(self._sums.part(), out=None if self._bias is None else self.out)
         self.volume: VolumeSteps | None = None
+        self.volume_part: Bool | None = None
         self._old = None  # marginals before a step, where the volume term changes the new ones
         if spec.volume_weight > 0.0:
-            self.volume = VolumeSteps(voxels, spec, self.out, part)
+            on_host = voxels.device.download(logits)
+            self.volume_part = volume_part(on_host, voxels.mask, spec, voxels.axes)
+            self.volume = VolumeSteps(voxels, spec, self.out, self.volume_part)
             if spec.tolerance > 0.0:
                 self._old = xp.empty_like(self._marginals)
 

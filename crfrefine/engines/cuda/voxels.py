@@ -32,6 +32,7 @@ class Voxels:
 
     Attributes:
         image: (M, *grid) float32 on the device.
+        mask, axes: those of `GridImage`, on the host.
         strides: the distance in the grid between neighbors along each of its axes.
         grid_index: (voxel) linear indices, on the device.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
@@ -55,6 +56,8 @@ class Voxels:
         """
         self.device = device
         self.image = image
+        self.mask = mask
+        self.axes = axes
         self.grid_shape = grid_shape = image.shape[1:]
         self.grid_size = math.prod(grid_shape)
         self.strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -92,17 +92,52 @@ class DenseChannels(ChannelSource):
         engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
 
 
+class BoxedChannels(ChannelSource):
+    """Channels that are made for boxes of the grid, a few layers of tiles at a time."""
+
+    num_layers = 1
+    threads = 1
+
+    @abstractmethod
+    def of_box(self, label: int, box: Box) -> Float32:
+        """Return the logits of a label at the voxels of a box."""
+
+    def fill_entries(
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
+    ) -> None:
+        """See `ChannelSource`."""
+        grid = self.grid
+        places = np.stack(np.unravel_index(tiles, grid.counts))
+        group_of = places[0] // self.num_layers
+
+        def fill(group: int) -> None:
+            is_in_group = group_of == group
+            of_group = places[:, is_in_group]
+            first = of_group.min(axis=1)
+            end = of_group.max(axis=1) + 1
+            box = grid.voxels_in(box_between(first, end))
+            values = np.ascontiguousarray(self.of_box(label, box))
+
+            part = TileGrid(values.shape)
+            in_part = np.ravel_multi_index(tuple(of_group - first[:, None]), part.counts)
+            out[entries[is_in_group]] = part.gather(values, in_part, 1)
+
+        jobs = [partial(fill, group) for group in np.unique(group_of)]
+        run_all(jobs, self.threads)
+
+
 # Voxels of a tile and its surroundings up to which each tile is searched for a label by itself.
 MAX_NEIGHBORHOOD = 1 << 17
-_MAX_LAYERS = 4  # layers of tiles whose logits are made at once otherwise
 
 
-class LabelMapChannels(ChannelSource):
+class LabelMapChannels(BoxedChannels):
     """The logits of a label map (`crfrefine.arrays.label_maps`), made where they are asked for.
 
     They are those of each voxel's own label, or the logarithms of shares in the map of a coarse
     network.
     """
+
+    num_layers = 4
 
     def __init__(self, numbers: Labels, reach: Shape, sigma: Sequence[float] | None) -> None:
         """Take the channel of each voxel's label, (z, y, x) C-contiguous.
@@ -121,8 +156,7 @@ class LabelMapChannels(ChannelSource):
         """See `ChannelSource`."""
         size = np.prod(np.array(TILE) + 2 * np.array(self.reach))
         if self.sigma is not None or size > MAX_NEIGHBORHOOD:
-            logits_of = partial(self.of_box, label)
-            fill_by_layers(self.grid, logits_of, tiles, entries, out, num_layers=_MAX_LAYERS)
+            super().fill_entries(engine, label, tiles, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
         engine.fill_labels(self.numbers, label, self.reach, logits, tiles, entries, out)
@@ -137,35 +171,3 @@ class LabelMapChannels(ChannelSource):
         logits[dilated(occurs, self.reach)] = 0.0
         logits[occurs] = CONFIDENCE
         return logits[relative(box, around)]
-
-
-def fill_by_layers(
-    grid: TileGrid,
-    values_of: Callable[[Box], Float32],
-    tiles: TileNumbers,
-    entries: EntryNumbers,
-    out: Float32,
-    *,
-    num_layers: int = 1,
-    threads: int = 1,
-) -> None:
-    """Fill entries as `ChannelSource.fill_entries` does, a few layers of tiles at a time.
-
-    `values_of` makes the values of a box, which lies around the tiles of some layers.
-    """
-    places = np.stack(np.unravel_index(tiles, grid.counts))
-    group_of = places[0] // num_layers
-
-    def fill(group: int) -> None:
-        is_in_group = group_of == group
-        of_group = places[:, is_in_group]
-        first = of_group.min(axis=1)
-        end = of_group.max(axis=1) + 1
-        values = np.ascontiguousarray(values_of(grid.voxels_in(box_between(first, end))))
-
-        part = TileGrid(values.shape)
-        in_part = np.ravel_multi_index(tuple(of_group - first[:, None]), part.counts)
-        out[entries[is_in_group]] = part.gather(values, in_part, 1)
-
-    jobs = [partial(fill, group) for group in np.unique(group_of)]
-    run_all(jobs, threads)

@@ -57,8 +57,7 @@ def plan_coarse(
         has_one_label &= source.grid.reduced(np.logical_or, mask, np.bool_)
     present = possible.domains & has_one_label
     may_matter = present | (may_matter & ~possible.domains)
-    probable = (present, may_matter)
-    labels = _interpolated(source, possible, mask, largest_sums, probable, thresholds)
+    labels = _interpolated(source, possible, mask, largest_sums, present, may_matter)
     labels[~covered] = 0
     prepared.labels = labels.reshape(network.grid_shape)
     prepared.largest_sums = largest_sums / temperature
@@ -106,8 +105,8 @@ def _interpolated(
     possible: LabelSets,
     mask: Bool | None,
     largest_sums: Float64,
-    probable: tuple[Bool, Bool],
-    thresholds: Thresholds,
+    present: Bool,
+    may_matter: Bool,
 ) -> Labels:
     """Return the label of the largest interpolated logit, (*grid), where labels are possible.
 
@@ -115,7 +114,7 @@ def _interpolated(
     (L, *tiles) each, is marked in place, and so are the sums, (*tiles), of the largest logits
     inside the mask, bias included.
     """
-    present, may_matter = probable
+    thresholds = source.thresholds
     grid = source.grid
     temperature = np.float32(source.mean_field.temperature)
     dtype = np.min_scalar_type(len(present) - 1)
@@ -130,7 +129,7 @@ def _interpolated(
         logits = source.of_entries(sets, 1, grid.tiles_in(planes).start)
         sets.engine(None, 1).decode(logits, labels[planes])
         logits += source.bias[sets.labels][:, None]
-        inside = part.mask_of_tiles(None if mask is None else mask[planes], sets.tiles)
+        inside = sets.voxels_inside(None if mask is None else mask[planes])
         starts = sets.first_entry[:-1]
         largest = np.maximum.reduceat(logits, starts, axis=0)
         largest_sums[layer].flat[sets.tiles] = largest.sum(axis=1, dtype=float, where=inside)

@@ -100,14 +100,6 @@ class TileGrid:
             values = values.take(tile_of_voxel, axis=axis)
         return values
 
-    def mask_of_tiles(self, mask: Bool | None, tiles: TileNumbers) -> Bool:
-        """Return which voxels of some tiles count, (n, voxels of a tile).
-
-        Those count that are in the grid and in the mask, (*grid), if there is one.
-        """
-        inside = np.ones(self.shape, np.float16) if mask is None else mask.astype(np.float16)
-        return self.gather(inside, tiles, 1) != 0
-
     def scatter(self, tiles: TileNumbers, values: Float32) -> Float32:
         """Return (*grid) with values of some tiles, as `gather` has them, and NaN elsewhere."""
         shape = (self.num_tiles, *TILE)
@@ -227,6 +219,15 @@ class LabelSets:
         nearest = np.searchsorted(tiles, searched).clip(max=len(tiles) - 1)
         places = np.flatnonzero(tiles[nearest] == searched)
         return entries[nearest[places]], places
+
+    def voxels_inside(self, mask: Bool | None) -> Bool:
+        """Return which voxels of active tiles count, (active tiles, voxels of a tile).
+
+        Those count that are in the grid and in the mask, (*grid), if there is one.
+        """
+        grid = self.grid
+        inside = np.ones(grid.shape, np.float16) if mask is None else mask.astype(np.float16)
+        return grid.gather(inside, self.tiles, 1) != 0
 
     def entries_in(self, planes: slice) -> slice:
         """Return the entries of some planes, which begin and end with a tile, or with the grid."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.refinement.tiles.channels import ChannelSource, fill_by_layers
+from crfrefine.refinement.tiles.channels import BoxedChannels
 from crfrefine.refinement.tiles.grid import (
     TILE,
-    EntryNumbers,
     TileGrid,
-    TileNumbers,
     tiles_around,
 )
 from crfrefine.refinement.tiles.streaming import survey_stream
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 MARGIN = 32.0
 
 
-class CoarseChannels(ChannelSource):
+class CoarseChannels(BoxedChannels):
     """A network's logits, kept in some tiles of its grid, and interpolated where asked for.
 
     Attributes:
@@ -41,6 +39,7 @@ class CoarseChannels(ChannelSource):
         ranges: (2, L, *network's tiles), the smallest and the largest logit of a label in a tile.
         padding: (*network's grid), True where all labels count as 0; None means nowhere.
         grid: the tiles of the image.
+        thresholds: those of labels in the image's tiles.
         labels: (*network's grid), the label of the largest logit.
         note: on the kind of the channels.
     """
@@ -55,6 +54,7 @@ class CoarseChannels(ChannelSource):
         interpolation = network.interpolation
         assert interpolation is not None
         self.interpolation = interpolation
+        self.thresholds = thresholds
         self.mean_field = mean_field = case.model.mean_field
         self.threads = case.context.threads or available_threads()
         self.grid = TileGrid(network.grid_shape)
@@ -154,13 +154,6 @@ class CoarseChannels(ChannelSource):
         order = 1 + np.argsort(axes)
         self.store.ensure(np.ascontiguousarray(needed.transpose(0, *order)))
         self.num_bytes = self.store.num_bytes
-
-    def fill_entries(
-        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
-    ) -> None:
-        """See `ChannelSource`."""
-        logits_of = partial(self.of_box, label)
-        fill_by_layers(self.grid, logits_of, tiles, entries, out, threads=self.threads)
 
     def of_box(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the image's grid."""

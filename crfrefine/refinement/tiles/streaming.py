@@ -165,8 +165,7 @@ class StoredChannels(ChannelSource):
     def _tiles_of(self, label: int, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
         """Return the tiles of planes where their label mattered when it was surveyed."""
         survey = self._survey
-        tiles_of_planes = self.grid.tiles_in(planes)
-        margins = survey.margins[label].reshape(-1)[tiles_of_planes]
+        margins = survey.margins[label].reshape(-1)[self.grid.tiles_in(planes)]
         matters = margins > survey.thresholds.may_matter
         if self._stream.interpolation is not None:
             # Where a label takes part is then known before the survey ends.
@@ -178,9 +177,13 @@ class StoredChannels(ChannelSource):
             if planes.stop < self.grid.shape[0]:
                 near[-num_layers:] = True
             matters &= near.reshape(-1)
-        inner = np.flatnonzero(matters)
+        return self._gathered(matters, planes, values)
+
+    def _gathered(self, chosen: Bool, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
+        """Return the chosen tiles of planes, (n,) True or False, and their values."""
+        inner = np.flatnonzero(chosen)
         gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
-        return inner + tiles_of_planes.start, gathered
+        return inner + self.grid.tiles_in(planes).start, gathered
 
     def _forget_far_tiles(self, label: int) -> None:
         """Forget a label's tiles that are too far from those where it is present."""
@@ -214,11 +217,8 @@ class StoredChannels(ChannelSource):
         if not missing.any():
             return
         for label, planes, values in read_bricks(self._stream.read, self.grid):
-            tiles = self.grid.tiles_in(planes)
-            is_missing = missing[label].reshape(-1)
-            inner = np.flatnonzero(is_missing[tiles])
-            gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
-            self._keep(label, inner + tiles.start, gathered)
+            is_missing = missing[label].reshape(-1)[self.grid.tiles_in(planes)]
+            self._keep(label, *self._gathered(is_missing, planes, values))
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32

@@ -7,7 +7,7 @@ are present.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -112,10 +112,8 @@ class Survey:
         self._lowest_sums = None
         largest = None if self.largest is self.best else self.largest
         results = (self.log_sum, self.best, self.labels, self.is_equal, largest)
-        settings = (self.is_probability, float(self._bias[label]), 1.0 / self.temperature)
-        self._engine.survey(
-            values, first_plane, label, *settings, self.mask, *results, self.margins[label]
-        )
+        settings = self._settings(label)
+        self._engine.survey(values, first_plane, label, *settings, *results, self.margins[label])
         if self.ranges.size:
             planes = slice(first_plane, first_plane + len(values))
             part = self.grid.with_planes(planes)
@@ -124,6 +122,11 @@ class Survey:
                 self.ranges[:, label], (np.minimum, np.maximum), strict=True
             ):
                 of_label[layers] = part.reduced(ufunc, values, np.float32)
+
+    def _settings(self, label: int) -> tuple[Any, ...]:
+        """Return how the engine reads a label's channel: arguments of its functions."""
+        bias = float(self._bias[label])
+        return self.is_probability, bias, 1.0 / self.temperature, self.mask
 
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
@@ -174,12 +177,10 @@ class Survey:
         margins = np.empty(len(tiles), np.float32)
         if len(tiles):
             is_whole_channel = values.ndim == 3
-            settings = (self.is_probability, float(self._bias[label]), 1.0 / self.temperature)
             sums = (self.log_sum, self._lowest_sums)
             bound = lowest if exact_above is None else exact_above
-            self._engine.margins(
-                values, is_whole_channel, tiles, *settings, self.mask, *sums, bound, margins
-            )
+            settings = self._settings(label)
+            self._engine.margins(values, is_whole_channel, tiles, *settings, *sums, bound, margins)
         matters: Bool = margins > lowest
         self.may_matter[label].flat[tiles] = matters
         self.present[label].flat[tiles] = margins > self.thresholds.present[label]
