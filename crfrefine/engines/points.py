@@ -87,7 +87,7 @@ class CompiledPoints:
                 return means
         if normalization not in known:
             (sums,) = self.apply(np.ones((1, values.shape[1]), np.float32))
-            sums = np.maximum(sums, np.float32(TINY))
+            sums = np.maximum(sums, TINY)
             if normalization == "symmetric":
                 sums = np.sqrt(sums)
             # Each point's factor is the inverse of its sum of weights, or the root of that.

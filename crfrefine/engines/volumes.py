@@ -195,7 +195,7 @@ def matching_bias(
     bias = np.zeros(len(entries))
     is_limited = np.zeros(len(entries), np.bool_)
     for limit, num_rounds in STAGES:
-        members, counts, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
+        members, counts, wanted = _open(entries, inside, wanted, 2 * limit)
         layers: list[_Layer] = []  # Of voxels with more labels than there are layers before.
         for number in range(counts.max(initial=0)):
             length = int(np.count_nonzero(counts > number))
@@ -240,7 +240,7 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
 
 
 def _open(
-    entries: Sequence[_Member], inside: Bool, wanted: Integers, window: np.float32
+    entries: Sequence[_Member], inside: Bool, wanted: Integers, window: float
 ) -> tuple[list[_Member], NDArray[np.int32], Integers]:
     """Return the voxels whose two best logits differ by less than a window.
 

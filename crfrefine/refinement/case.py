@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -30,10 +30,8 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
+from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.result import RefinementResult
 
 
 def refine(

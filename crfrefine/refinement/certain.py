@@ -6,16 +6,12 @@ outside the mask, also there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Float32
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.given import CaseToRefine, Prepared
+from crfrefine.refinement.given import CaseToRefine, Prepared
 
 # The scores of a label that is certain, and of all others: finite logits whose softmax is 1 and 0.
 CERTAIN = {"logits": (0.0, ABSENT_LOGIT), "probabilities": (1.0, 0.0)}

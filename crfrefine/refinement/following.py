@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,9 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.geometry import SAME_LENGTH
+from crfrefine.refinement.given import CaseToRefine
 from crfrefine.refinement.strokes import Edits, Strokes
 from crfrefine.refinement.tiles.grid import TILE, box_between
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.given import CaseToRefine
 
 # Rise of the logit at a drawn voxel over the temperature, for a network's scores, a label map, and
 # the map of a coarser network: its labels are 2, or at most 7, apart.
@@ -93,7 +90,7 @@ def plan_edits(
         for box, closeness in _closeness(drawn, has_label, num_voxels, case, normalized):
             if mask is not None:
                 closeness *= mask[box]
-            rises.append((channel, box, closeness * np.float32(sign * rise)))
+            rises.append((channel, box, closeness * (sign * rise)))
 
     for channel, is_drawn in enumerate(members):
         if regions is not None:
@@ -137,9 +134,9 @@ def _closeness(
     for members, box in _groups(positions, ends, has_label.shape):
         radii = _radii(members, has_label, largest_radius, spacing)
         start = np.array([[along.start] for along in box])
-        image = normalized(box) * np.float32(1.0 / parameters.likeness)
+        image = normalized(box) * (1.0 / parameters.likeness)
         closeness = _lowest_distance(members - start, radii, image, spacing)
-        closeness *= np.float32(-0.5)
+        closeness *= -0.5
         yield box, np.exp(closeness, out=closeness)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +40,8 @@ from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.engines.results import channel_ranges, finite_range
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import (
     ArrayNetwork,
     CaseToRefine,
@@ -47,11 +49,7 @@ from crfrefine.refinement.given import (
     Network,
     StreamedNetwork,
 )
-
-if TYPE_CHECKING:
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.strokes import Strokes
+from crfrefine.refinement.strokes import Strokes
 
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
@@ -209,7 +207,7 @@ def _open_channels(
     if unseen is not None and largest / parameters.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
-        values = np.where(unseen, np.float32(0.0), values)
+        values = np.where(unseen, 0.0, values)
         _, largest = finite_range(values, "logits", threads)
     if is_probability:
         largest = -math.log(MIN_PROBABILITY)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,12 +27,10 @@ from crfrefine.refinement.given import (
     StreamedNetwork,
 )
 from crfrefine.refinement.opening import require_small_logits
+from crfrefine.refinement.strokes import Strokes
 from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.problem import TileProblem
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.strokes import Strokes
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
@@ -93,7 +90,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
         reach = model.kernels.reach(case.image.spacing, numbers.shape)
         for channel in logits:
             near = label_maps.dilated(channel == CONFIDENCE, reach)
-            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
+            np.copyto(channel, ABSENT_LOGIT, where=~near)
     # No logit of a label map is farther from 0.
     require_small_logits(-ABSENT_LOGIT, case.parameters)
     return Prepared(logits, case.image, case.image.mask, labels=numbers)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from crfrefine.arrays.components import Cleaned, label_components
+from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.geometry import voxel_ml
@@ -14,9 +13,6 @@ from crfrefine.refinement.given import (
     CaseToRefine,
     Prepared,
 )
-
-if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
 
 
 def keep_cores(

@@ -6,7 +6,6 @@ They are given as planes of a label, and as arrays when these are asked for.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,10 +23,8 @@ from crfrefine.engines.volumes import matching_bias
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.refinement.certain import CERTAIN, CertainVoxels
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, tile_layers
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.given import CaseToRefine, Prepared
 
 # A volume is missed if it differs by more than so many voxels, and by more than this share.
 FEW_VOXELS = 5
@@ -255,7 +252,7 @@ class RefinedChannels:
             refined, where = self._planes_on_tiles(label, of_box, output_temperature)
             # Where a label took no part in a tile, its penalty is the largest of those that did.
             if self._network is None:
-                np.copyto(part, np.float32(absent), where=where)
+                np.copyto(part, absent, where=where)
             else:
                 part += self._penalty[of_box]
             where &= ~np.isnan(refined)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,16 +21,14 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import NO_CONTEXT, Backend, RunContext
 from crfrefine.engines.results import channel_ranges
 from crfrefine.errors import DeviceMemoryError, InputError
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import CaseToRefine, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.opening import open_case
 from crfrefine.refinement.preparing import prepare
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-
-if TYPE_CHECKING:
-    from crfrefine.parameters.model import CrfParameters
-    from crfrefine.refinement.strokes import Strokes
+from crfrefine.refinement.strokes import Strokes
 
 # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
 NARROW_WIDTH = 0.6

@@ -177,7 +177,7 @@ class RefinementResult(Reported):
             return sigmoid(over_output_temperature(logits, temperature))
         out = logits if in_place else None
         if temperature != 1.0:
-            out = np.multiply(logits, np.float32(1.0 / temperature), out=out)
+            out = np.multiply(logits, 1.0 / temperature, out=out)
             logits = out
         return softmax(logits, self.threads, out)
 

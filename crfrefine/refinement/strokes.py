@@ -215,7 +215,7 @@ class Edits:
         """Add a rise to logits in place."""
         if self.lifted is not None:
             is_lifted = (rise > 0) & (logits < 0.5 * ABSENT_LOGIT)
-            np.copyto(logits, np.float32(self.lifted), where=is_lifted)
+            np.copyto(logits, self.lifted, where=is_lifted)
         logits += rise
 
     def _drawn_tiles(self, grid: TileGrid) -> tuple[TileNumbers, Integers]:

@@ -6,18 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import MAX_WIDTH, row_constants
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from crfrefine.base.numerics import LATTICE_HANDICAP
 from crfrefine.engines.choices import UNNOTICED, lattice_operations, pair_operations
@@ -18,9 +17,7 @@ from crfrefine.engines.cuda.simplices import Simplices, estimated_vertices
 from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, ConfigError
-
-if TYPE_CHECKING:
-    from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 
 def choose_filter(

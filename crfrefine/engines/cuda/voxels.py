@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.base.numerics import MAX_SPAN
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 _THREADS = 256  # threads of a block
 _BLOCKS_OF_ROW = 256  # blocks that share a row, such as a modality or an axis

@@ -40,7 +40,7 @@ def plan_coarse(
     depth_of_present = np.maximum(-temperature * thresholds.present, bias.max() - bias)
     depth_of_others = np.maximum(-temperature * thresholds.may_matter, depth_of_present)
     has_voxels = np.isfinite(lowest)
-    lowest = np.where(has_voxels, lowest, np.float32(0.0))
+    lowest = np.where(has_voxels, lowest, 0.0)
     present = likeliest & has_voxels
     may_matter = np.empty_like(likeliest)
     for label in range(len(likeliest)):
@@ -116,7 +116,7 @@ def _interpolated(
     """
     thresholds = source.thresholds
     grid = source.grid
-    temperature = np.float32(source.mean_field.temperature)
+    temperature = source.mean_field.temperature
     dtype = np.min_scalar_type(len(present) - 1)
     labels: Labels = grid.to_voxels(possible.settled.clip(0).astype(dtype))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
+from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 from crfrefine.refinement.tiles.channels import BoxedChannels
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -22,9 +22,6 @@ from crfrefine.refinement.tiles.grid import (
 )
 from crfrefine.refinement.tiles.streaming import survey_stream
 from crfrefine.refinement.tiles.survey import Thresholds
-
-if TYPE_CHECKING:
-    from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
 
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
 # once more: interpolation needs a label's logits at all neighbors of where it may matter.
@@ -178,7 +175,7 @@ class CoarseChannels(BoxedChannels):
         in_part = np.ravel_multi_index(tuple(places[:, chosen]), part.counts)
         scattered = part.scatter(in_part, kept)
         logits = np.ascontiguousarray(scattered[relative(box, around)])
-        np.copyto(logits, np.float32(missing), where=np.isnan(logits))
+        np.copyto(logits, missing, where=np.isnan(logits))
         if self.padding is not None:
             logits[self.padding[box]] = 0.0
         return logits

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.intensity import IntensityMap
 from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Bool, Float32, Shape
 from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.strokes import Edits
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     LabelSets,
@@ -21,10 +22,6 @@ from crfrefine.refinement.tiles.grid import (
     tile_layers,
 )
 from crfrefine.refinement.tiles.survey import Thresholds
-
-if TYPE_CHECKING:
-    from crfrefine.arrays.intensity import IntensityMap
-    from crfrefine.refinement.strokes import Edits
 
 
 @dataclass(frozen=True, eq=False)

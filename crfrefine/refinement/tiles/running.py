@@ -48,7 +48,7 @@ def run_tiles(
         bias = np.asarray(mean_field.bias, np.float32)
         logits += bias[sets.labels][:, None]
     if not kernels.kernels:  # No message changes the logits.
-        logits /= np.float32(mean_field.temperature)
+        logits /= mean_field.temperature
         return MeanFieldResult(logits, MeanFieldReport(0, True, ())), exceeds
 
     # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,14 @@ from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32, Shape
 from crfrefine.base.limits import format_size
 from crfrefine.base.notes import Note
+from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
+from crfrefine.refinement.given import (
+    CaseToRefine,
+    Prepared,
+    ReadPieces,
+    StreamedNetwork,
+)
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -28,15 +35,6 @@ from crfrefine.refinement.tiles.grid import (
     num_rings,
 )
 from crfrefine.refinement.tiles.survey import Survey, Thresholds
-
-if TYPE_CHECKING:
-    from crfrefine.engines.base import RunContext
-    from crfrefine.refinement.given import (
-        CaseToRefine,
-        Prepared,
-        ReadPieces,
-        StreamedNetwork,
-    )
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, Array]]:

@@ -7,18 +7,15 @@ are present.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import padding_among
-from crfrefine.refinement.tiles.grid import tile_layers
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
-    from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
-    from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
+from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers, tile_layers
 
 
 class Thresholds(NamedTuple):
@@ -152,7 +149,7 @@ class Survey:
         """
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
-        logits = self.largest[planes] / np.float32(self.temperature)
+        logits = self.largest[planes] / self.temperature
         doubt = -np.expm1(logits - self.log_sum[planes])
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
