@@ -286,5 +286,5 @@ def test_an_option_of_the_mean_field_that_the_engine_does_not_know_is_refused():
 
     spec = Longer(np.ones((1, 2)), 1.0 - np.eye(2), 5, new=0.5)
     with pytest.raises(ConfigError, match=r"new: --device cuda has 1\.0 only; use --device cpu"):
-        MeanFieldRun(None, [], spec, None, None)
+        MeanFieldRun(None, [], spec, None)
     replace(spec, new=1.0).require_known(["weights", "compatibility", "num_iterations"], "cuda")

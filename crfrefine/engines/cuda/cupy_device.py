@@ -82,17 +82,13 @@ _TOOLKIT = (
 )
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
 NO_DRIVER = -1
+_FORKED = (
+    "--device {}: the GPU cannot be used in a process that was forked from one that had used it; "
+    "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"
+)
 # Statuses of CUDA; a forked process gets the first one if its parent has used the driver.
 _NOT_INITIALIZED = 3
 NO_DEVICE = 100
-
-
-def _forked(name: str) -> BackendUnavailableError:
-    return BackendUnavailableError(
-        f"--device {name}: the GPU cannot be used in a process that was forked from one that had "
-        "used it; start processes by 'spawn' (multiprocessing.set_start_method), or use "
-        "--device cpu in them"
-    )
 
 
 def ask_driver() -> tuple[int, int]:
@@ -160,7 +156,7 @@ class CupyDevice(Launcher):
         """Raise BackendUnavailableError if driver or environment do not let the GPU be used."""
         count, status = ask_driver()
         if status == _NOT_INITIALIZED:
-            raise _forked(self.name)
+            raise BackendUnavailableError(_FORKED.format(self.name))
         if self._number >= count:
             driver = "no driver" if status == NO_DRIVER else f"status {status} of cuInit"
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -261,7 +257,7 @@ class CupyDevice(Launcher):
         such as a wrong address or a GPU that has left the bus, are for good: all later calls fail.
         """
         if os.getpid() != self._process:
-            raise _forked(self.name)
+            raise BackendUnavailableError(_FORKED.format(self.name))
         if self._loss is not None:
             raise DeviceLostError(
                 f"--device {self.name}: the GPU stopped working earlier in this process "

@@ -291,7 +291,9 @@ class Lattice(Filter):
         )
 
         num_directions = self.num_features + 1
-        at_once = _directions_at_once(rows.nbytes)
+        # With three directions, a launch reads up to 27 rows for a vertex where three launches read
+        # 9.
+        at_once = 3 if rows.nbytes <= _NEAR_BYTES else 2
         step = -1 if transposed else 1
         for number in range(0, num_directions, at_once):
             together = min(at_once, num_directions - number)
@@ -311,11 +313,3 @@ class Lattice(Filter):
             )
             rows, blurred = blurred, rows
         return {"vertex_rows": rows, **self._corners}
-
-
-def _directions_at_once(num_bytes: int) -> int:
-    """Return how many directions a launch of `blur` takes, for rows of so many bytes.
-
-    With three, it reads up to 27 rows for a vertex where three launches read 9.
-    """
-    return 3 if num_bytes <= _NEAR_BYTES else 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.rows import ceil_divide
@@ -248,7 +248,20 @@ class BilateralInput:
         num_modalities = len(self.theta_intensity)
         lowest, highest = [ends[:num_modalities] for ends in voxels.intensity_ranges]
         spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
-        self._require_wide(spans)
+        axes = zip(self.theta_position, voxels.box_shape, voxels.spacing, strict=True)
+        narrow: list[str] = []
+        for theta, extent, step in axes:
+            if extent * step / theta > MAX_SPAN:
+                span = f"the volume's extent, {extent} voxels {step:g} apart"
+                narrow.append(f"theta_alpha {theta:g} is less than a millionth of {span}")
+        for number, theta in enumerate(self.theta_intensity):
+            if spans[number] > MAX_SPAN:
+                bandwidth = f"theta_beta {theta:g} of modality {number}"
+                narrow.append(f"{bandwidth} is less than a millionth of its range of intensities")
+        if narrow:
+            raise CapacityError(
+                f"{narrow[0]}; use a larger bandwidth, and check spacing and intensities"
+            )
         steps = np.divide(voxels.spacing, self.theta_position)
         position_spans = np.empty(voxels.num_axes)
         position_spans[voxels.feature] = np.subtract(voxels.box_shape, 1) * steps
@@ -275,28 +288,3 @@ class BilateralInput:
             step=device.upload(steps),
             features=self.features,
         )
-
-    def _require_wide(self, spans: Float64) -> None:
-        """Raise CapacityError if a bandwidth is too small for the box or for the intensities.
-
-        The spans are those of the modalities, in bandwidths.
-        """
-        voxels = self.voxels
-        axes = zip(self.theta_position, voxels.box_shape, voxels.spacing, strict=True)
-        for theta, extent, step in axes:
-            if extent * step / theta > MAX_SPAN:
-                raise _too_narrow(
-                    f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart"
-                )
-        for number, theta in enumerate(self.theta_intensity):
-            if spans[number] > MAX_SPAN:
-                raise _too_narrow(
-                    f"theta_beta {theta:g} of modality {number}", "its range of intensities"
-                )
-
-
-def _too_narrow(bandwidth: str, span: str) -> CapacityError:
-    return CapacityError(
-        f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check "
-        "spacing and intensities"
-    )
