@@ -1,5 +1,7 @@
 """The edits that follow from strokes: what changes around the drawn voxels, and by how much.
 
+They are made in a case that is prepared, in its array of logits or on its tiles.
+
 A drawn voxel is fixed. Around it, the logit of its label rises by `strength * temperature * exp(-d²
 / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose normalized intensities differ by Δ; the
 largest rise counts. r is the distance from the drawn voxel to the nearest voxel of its label in the
@@ -13,17 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, dilated
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, count_labels, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.geometry import SAME_LENGTH
-from crfrefine.refinement.given import CaseToRefine
+from crfrefine.engines.results import label_map
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.strokes import Edits, Strokes
-from crfrefine.refinement.tiles.grid import TILE, box_between
+from crfrefine.refinement.tiles.grid import TILE, LabelSets, box_between
+from crfrefine.refinement.tiles.problem import TileProblem
 
 # Rise of the logit at a drawn voxel over the temperature, for a network's scores, a label map, and
 # the map of a coarser network: its labels are 2, or at most 7, apart.
@@ -35,6 +41,69 @@ MIN_RADIUS = 1.5  # smallest r in mm
 # which a wrong stroke would take; half of the reach is always allowed.
 SHARE_OF_EDGE = 0.25
 NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
+
+
+def draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> None:
+    """Edit the channels, and count the voxels that labels gain if volumes are kept."""
+    labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
+    prepared.labels = labels
+    prepared.logits = np.array(prepared.logits, order="C")
+    if prepared.is_probability:
+        take_logarithms(prepared.logits)
+        prepared.is_probability = False
+    are_regions = case.regions is not None
+    network: Array = prepared.logits if are_regions else labels
+    edits = plan_edits(case, strokes, prepared.mask, prepared.image_in, network)
+    if not case.is_label_map:
+        temperature = case.model.mean_field.temperature
+        prepared.notes += edits.find_ruled_out(
+            prepared.logits, temperature, are_regions=are_regions
+        )
+    if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
+        edits.apply(prepared.logits)
+        return
+    before = _count_voxels(prepared.logits, case)
+    edits.apply(prepared.logits)
+    prepared.gained = _count_voxels(prepared.logits, case) - before
+
+
+def _count_voxels(logits: Float32, case: CaseToRefine) -> Integers:
+    """Return the number of voxels of each label's largest logits, (L,)."""
+    labels = label_map(logits, case.context.threads)
+    return np.array(count_labels(labels, len(logits)))
+
+
+def draw_strokes_on_tiles(
+    problem: TileProblem, prepared: Prepared, case: CaseToRefine, strokes: Strokes
+) -> None:
+    """Edit channels that are not in memory, and count the voxels as `draw_strokes` does."""
+    assert prepared.labels is not None
+    grid = problem.grid
+    network = prepared.labels.reshape(grid.shape)
+    edits = plan_edits(case, strokes, problem.mask, problem.normalized, network)
+    changed = edits.changed_tiles(grid, len(problem.present))
+    # Labels take part where their logits rise, too.
+    edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)
+    edited = replace(edited, edits=edits)
+    # The tiles that the edits change, by themselves: labels gain voxels only there.
+    is_near = changed.any(axis=0)
+    near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
+    if case.parameters.volume.match_input:
+        near.source.ensure(near.sets.domains & near.sets.active)
+        before = _count_voxels_on_tiles(replace(near, edits=None))
+        prepared.gained = _count_voxels_on_tiles(near) - before
+    # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
+    is_local = not problem.spec.kernels.kernels and not problem.sets.active.any()
+    prepared.problem = near if is_local else edited
+
+
+def _count_voxels_on_tiles(problem: TileProblem) -> Integers:
+    """Return the number of voxels of each label's largest logits in active tiles, (L,)."""
+    sets = problem.sets
+    labels = np.zeros(sets.grid.shape, np.uint16)
+    if sets.num_entries:
+        sets.engine(problem.mask, 1).decode(problem.logits(1), labels)
+    return np.array(count_labels(labels, len(sets.domains)))
 
 
 def plan_edits(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,7 +49,9 @@ from crfrefine.refinement.given import (
     Network,
     StreamedNetwork,
 )
-from crfrefine.refinement.strokes import Strokes
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.strokes import Strokes
 
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,7 @@ from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import leave_out
-from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array, Float32, Integers
 from crfrefine.base.limits import require_memory
-from crfrefine.engines.results import label_map
 from crfrefine.refinement.given import (
     CaseToRefine,
     LabelMapNetwork,
@@ -27,10 +25,10 @@ from crfrefine.refinement.given import (
     StreamedNetwork,
 )
 from crfrefine.refinement.opening import require_small_logits
-from crfrefine.refinement.strokes import Strokes
-from crfrefine.refinement.tiles.grid import LabelSets
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
-from crfrefine.refinement.tiles.problem import TileProblem
+
+if TYPE_CHECKING:
+    pass
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
@@ -54,7 +52,9 @@ def prepare(case: CaseToRefine) -> Prepared:
     if prepared.problem is None:
         _plan_channels(prepared, case)
     elif case.strokes is not None:
-        _draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
+        from crfrefine.refinement.following import draw_strokes_on_tiles
+
+        draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
     return prepared
 
 
@@ -96,41 +96,6 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     return Prepared(logits, case.image, case.image.mask, labels=numbers)
 
 
-def _draw_strokes_on_tiles(
-    problem: TileProblem, prepared: Prepared, case: CaseToRefine, strokes: Strokes
-) -> None:
-    """Edit channels that are not in memory, and count the voxels as `_draw_strokes` does."""
-    from crfrefine.refinement.following import plan_edits
-
-    assert prepared.labels is not None
-    grid = problem.grid
-    network = prepared.labels.reshape(grid.shape)
-    edits = plan_edits(case, strokes, problem.mask, problem.normalized, network)
-    changed = edits.changed_tiles(grid, len(problem.present))
-    # Labels take part where their logits rise, too.
-    edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)
-    edited = replace(edited, edits=edits)
-    # The tiles that the edits change, by themselves: labels gain voxels only there.
-    is_near = changed.any(axis=0)
-    near = replace(edited, sets=LabelSets(grid, edited.sets.domains & is_near))
-    if case.parameters.volume.match_input:
-        near.source.ensure(near.sets.domains & near.sets.active)
-        before = _count_voxels_on_tiles(replace(near, edits=None))
-        prepared.gained = _count_voxels_on_tiles(near) - before
-    # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
-    is_local = not problem.spec.kernels.kernels and not problem.sets.active.any()
-    prepared.problem = near if is_local else edited
-
-
-def _count_voxels_on_tiles(problem: TileProblem) -> Integers:
-    """Return the number of voxels of each label's largest logits in active tiles, (L,)."""
-    sets = problem.sets
-    labels = np.zeros(sets.grid.shape, np.uint16)
-    if sets.num_entries:
-        sets.engine(problem.mask, 1).decode(problem.logits(1), labels)
-    return np.array(label_maps.count_labels(labels, len(sets.domains)))
-
-
 def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
     """Normalize the image, edit the channels in memory by strokes, and plan their tiles.
 
@@ -162,39 +127,9 @@ def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
     prepared.timings["normalize"] = time.perf_counter() - started
 
     if case.strokes is not None:
-        _draw_strokes(prepared, case, case.strokes)
+        from crfrefine.refinement.following import draw_strokes
+
+        draw_strokes(prepared, case, case.strokes)
     has_messages = bool(case.model.kernels.kernels)
     if case.can_have_tiles and case.parameters.can_leave_out_labels and has_messages:
         plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)
-
-
-def _draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> None:
-    """Edit the channels, and count the voxels that labels gain if volumes are kept."""
-    from crfrefine.refinement.following import plan_edits
-
-    labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
-    prepared.labels = labels
-    prepared.logits = np.array(prepared.logits, order="C")
-    if prepared.is_probability:
-        take_logarithms(prepared.logits)
-        prepared.is_probability = False
-    are_regions = case.regions is not None
-    network: Array = prepared.logits if are_regions else labels
-    edits = plan_edits(case, strokes, prepared.mask, prepared.image_in, network)
-    if not case.is_label_map:
-        temperature = case.model.mean_field.temperature
-        prepared.notes += edits.find_ruled_out(
-            prepared.logits, temperature, are_regions=are_regions
-        )
-    if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
-        edits.apply(prepared.logits)
-        return
-    before = _count_voxels(prepared.logits, case)
-    edits.apply(prepared.logits)
-    prepared.gained = _count_voxels(prepared.logits, case) - before
-
-
-def _count_voxels(logits: Float32, case: CaseToRefine) -> Integers:
-    """Return the number of voxels of each label's largest logits, (L,)."""
-    labels = label_map(logits, case.context.threads)
-    return np.array(label_maps.count_labels(labels, len(logits)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from crfrefine.arrays.components import Cleaned, label_components
-from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.softmax import sigmoid
-from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.refinement.given import (
     CaseToRefine,
@@ -41,7 +40,21 @@ def keep_cores(
         components, _ = label_components(group)
         is_large = np.bincount(components.ravel()) >= least
         changed &= is_large[components]
-        probabilities = _probabilities_at(prepared, case, label, box, changed)
+        # The network's probabilities of the label at these voxels, (N,); that of a label of regions
+        # is the probability of the region that writes it.
+        if case.regions is not None:
+            log_odds = np.full(np.count_nonzero(changed), -np.inf)
+            for channel, written in zip(prepared.logits, case.regions.class_order, strict=True):
+                if written == label:
+                    log_odds = np.maximum(log_odds, channel[box][changed])
+            probabilities = sigmoid(log_odds)
+        else:
+            probabilities = prepared.logits[label][box][changed].astype(np.float64)
+            if not prepared.is_probability:
+                total = np.zeros_like(probabilities)
+                for channel in prepared.logits:
+                    total += np.exp(channel[box][changed] - probabilities)
+                probabilities = 1.0 / total
         changed[changed] = probabilities >= rules.protect_probability
         label_map[box][changed] = label
         if label in lost:
@@ -50,25 +63,3 @@ def keep_cores(
             lost[label] = (total, left + regained)
             voxels_removed -= regained
     return Cleaned(case.order.undo(label_map), voxels_removed, cleaned.voxels_filled, lost)
-
-
-def _probabilities_at(
-    prepared: Prepared, case: CaseToRefine, label: int, box: Box, where: Bool
-) -> Array:
-    """Return the network's probability of a label at voxels of a box, (N,).
-
-    That of a label of regions is the probability of the region that writes it.
-    """
-    own = np.full(np.count_nonzero(where), -np.inf)
-    if case.regions is not None:
-        for channel, written in zip(prepared.logits, case.regions.class_order, strict=True):
-            if written == label:
-                own = np.maximum(own, channel[box][where])
-        return sigmoid(own)
-    own = prepared.logits[label][box][where].astype(np.float64)
-    if prepared.is_probability:
-        return own
-    total = np.zeros_like(own)
-    for channel in prepared.logits:
-        total += np.exp(channel[box][where] - own)
-    return 1.0 / total

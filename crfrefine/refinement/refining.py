@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,7 +29,9 @@ from crfrefine.refinement.opening import open_case
 from crfrefine.refinement.preparing import prepare
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import Strokes
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.strokes import Strokes
 
 # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
 NARROW_WIDTH = 0.6

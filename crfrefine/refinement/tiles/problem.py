@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Bool, Float32, Shape
 from crfrefine.engines.base import GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.strokes import Edits
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     LabelSets,
@@ -22,6 +22,9 @@ from crfrefine.refinement.tiles.grid import (
     tile_layers,
 )
 from crfrefine.refinement.tiles.survey import Thresholds
+
+if TYPE_CHECKING:
+    from crfrefine.refinement.strokes import Edits
 
 
 @dataclass(frozen=True, eq=False)
