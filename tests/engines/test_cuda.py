@@ -66,7 +66,7 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     "setting",
     [
         (lattice, "table_bits_for", lambda number: 4),
-        (lattice, "_directions_at_once", lambda num_bytes: 1),
+        (lattice, "_NEAR_BYTES", -1),
         (lattice, "_ENTRIES_OF_LANE", 1e9),
         (lattice, "_ENTRIES_OF_LANE", 0.0),
     ],
