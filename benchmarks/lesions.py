@@ -21,7 +21,7 @@ from scripts import DATA, ROOT, case_names, new_parser
 
 import crfrefine
 from crfrefine.arrays.components import clean
-from crfrefine.metrics.lesion_scores import LesionResults, measure_lesions
+from crfrefine.metrics.lesion_scores import LesionSums, measure_lesions
 from crfrefine.parameters.sections import PostprocessParameters
 
 DOCUMENT = ROOT / "docs" / "reference" / "results.md"
@@ -34,7 +34,7 @@ PROTECTION = {"postprocess.protect_probability": 0.95, "postprocess.protect_min_
 
 Map = NDArray[np.unsignedinteger[Any]]
 # Of a case: results of each rule, region by region.
-Scores = dict[str, dict[str, LesionResults]]
+Scores = dict[str, dict[str, LesionSums]]
 
 
 def read(path: Path) -> NDArray[np.float32]:
@@ -80,7 +80,7 @@ def f1_of(cases: Sequence[Scores]) -> float:
     return float(np.mean(values))
 
 
-def found_in(results: LesionResults) -> set[int]:
+def found_in(results: LesionSums) -> set[int]:
     """The numbers of the reference's lesions that are found."""
     return {lesion.number for lesion in results.lesions if lesion.outcome == "found"}
 

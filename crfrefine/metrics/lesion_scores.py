@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -47,13 +48,6 @@ class Lesion(NamedTuple):
     matched_to: tuple[int, ...] = ()  # numbers of the lesions of the label map that match it
     dice: float = 0.0  # with all of these
     hd95_mm: float = PENALTY_MM  # with all of these
-
-
-class LesionResults(NamedTuple):
-    """The lesions of a region."""
-
-    values: dict[str, float]  # of each of LESION_METRICS
-    lesions: list[Lesion]  # those of the reference, then the false ones
 
 
 def lesions(
@@ -103,24 +97,18 @@ def measure_lesions(
     spacing: ArrayLike,
     rules: LesionRules | str,
     ignore_label: int | None = None,
-) -> dict[str, LesionResults]:
-    """Return the metrics and the lesions of each region; arguments and errors are as in `lesions`.
-
-    The metrics are those of LESION_METRICS; NaN where undefined.
-    """
+) -> dict[str, LesionSums]:
+    """Return what `LesionSums` says of each region; arguments and errors are as in `lesions`."""
     if isinstance(rules, str):
         rules = LESION_RULES.get(rules, rules)
     if not isinstance(rules, LesionRules):
         raise ConfigError(f"lesions: expected {', '.join(LESION_RULES)}, got {rules!r}")
     maps = LabelMapPair(label_map, reference, spacing, ignore_label)
-    parts: dict[str, list[_Part]] = {name: [] for name in regions}
+    sums = {name: LesionSums(name, maps, rules) for name in regions}
     # Lesions in different boxes do not meet, even when both are dilated.
     for name, labels, box in _boxes_of_regions(maps, regions, 2 * rules.dilation):
-        parts[name].append(_match_part(maps, name, labels, box, rules))
-    return {
-        name: _results_of(of_region, maps.voxel_volume / 1000.0)
-        for name, of_region in parts.items()
-    }
+        sums[name].add(labels, box)
+    return sums
 
 
 def components_apart(
@@ -163,71 +151,123 @@ def _boxes_of_regions(
             yield name, labels, box
 
 
-class _Part(NamedTuple):
-    """The lesions in a box, which those outside do not meet."""
+class LesionSums:
+    """The lesions of a region, added box by box; those in different boxes do not meet."""
 
-    lesions: list[Lesion]  # numbers are those in the box
-    # All components, of any size:
-    num_predicted: int
-    num_reference: int
-    ious: list[float]  # of the pairs whose intersection is more than half of their union
-    volume_difference: int  # voxels of the prediction, less those of the reference
-    false_positive: int  # voxels of predicted components that touch no reference
-    false_negative: int  # voxels of reference components that no prediction touches
+    def __init__(self, region: str, maps: LabelMapPair, rules: LesionRules) -> None:
+        self.region = region
+        self.maps = maps
+        self.rules = rules
+        self._wanted: list[Lesion] = []  # those of the reference
+        self._false: list[Lesion] = []
+        # All components, of any size:
+        self._num_predicted = 0
+        self._num_reference = 0
+        self._ious: list[float] = []  # of the pairs whose intersection is more than half the union
+        self._volume_difference = 0  # voxels of the prediction, less those of the reference
+        self._false_positive = 0  # voxels of predicted components that touch no reference
+        self._false_negative = 0  # voxels of reference components that no prediction touches
 
-
-def _match_part(
-    maps: LabelMapPair, region: str, labels: Array, box: Box, rules: LesionRules
-) -> _Part:
-    """Match the lesions of a region in a box."""
-    prediction, reference = maps.masks_in(box, labels)
-    predicted = find_components(prediction, rules.connectivity)
-    wanted = find_components(reference, rules.connectivity)
-    del prediction, reference  # Their numbers say the same, and take the memory.
-    overlaps = find_pairs(wanted.numbers, predicted.numbers)
-    halves = more_than_half(overlaps, wanted.sizes, predicted.sizes)
-    unions = wanted.sizes[halves.reference] + predicted.sizes[halves.predicted] - halves.voxels
-    part = _Part(
-        lesions=[],
-        num_predicted=len(predicted.boxes),
-        num_reference=len(wanted.boxes),
-        ious=(halves.voxels / unions).tolist(),
-        volume_difference=int(predicted.sizes.sum() - wanted.sizes.sum()),
-        false_positive=int(np.delete(predicted.sizes, overlaps.predicted).sum()),
-        false_negative=int(np.delete(wanted.sizes, overlaps.reference).sum()),
-    )
-
-    matches = overlaps
-    if rules.dilation:
-        wide = group_by_dilation(wanted.numbers > 0, rules)
-        matches = find_pairs(wide, predicted.numbers)
-        wanted = components_of(wide * (wanted.numbers > 0))
+    def add(self, labels: Array, box: Box) -> None:
+        """Match the lesions in a box; `labels` are those of the region."""
+        maps = self.maps
+        rules = self.rules
+        prediction, reference = maps.masks_in(box, labels)
+        predicted = find_components(prediction, rules.connectivity)
+        wanted = find_components(reference, rules.connectivity)
+        del prediction, reference  # Their numbers say the same, and take the memory.
         overlaps = find_pairs(wanted.numbers, predicted.numbers)
-    if rules.match == "iou":
-        matches = more_than_half(overlaps, wanted.sizes, predicted.sizes)
+        halves = more_than_half(overlaps, wanted.sizes, predicted.sizes)
+        unions = wanted.sizes[halves.reference] + predicted.sizes[halves.predicted] - halves.voxels
+        first = self._num_predicted  # The numbers of predicted lesions continue those so far.
+        self._num_predicted += len(predicted.boxes)
+        self._num_reference += len(wanted.boxes)
+        self._ious += (halves.voxels / unions).tolist()
+        self._volume_difference += int(predicted.sizes.sum() - wanted.sizes.sum())
+        self._false_positive += int(np.delete(predicted.sizes, overlaps.predicted).sum())
+        self._false_negative += int(np.delete(wanted.sizes, overlaps.reference).sum())
 
-    for number, wanted_box in enumerate(wanted.boxes, start=1):
-        lesion = _unmatched(maps, region, "missed", number, wanted, box)
-        matching = matches.predicted_with(number)
-        if matching.size:
-            around = box_around([wanted_box, *(predicted.boxes[match - 1] for match in matching)])
-            pair = MaskPair(
-                predicted.mask_of(matching, around),
-                wanted.mask_of((number,), around),
-                maps.spacing,
-            )
-            lesion = lesion._replace(
-                outcome="found",
-                matched_to=tuple(matching.tolist()),
-                dice=pair.dice(),
-                hd95_mm=pair.hd95_mm(),
-            )
-        if 1000.0 * lesion.volume_ml <= rules.min_volume_mm3 * (1.0 + _ROUNDING):
-            lesion = lesion._replace(outcome="small")
-        part.lesions.append(lesion)
-    for number in predicted.others(matches.predicted):
-        part.lesions.append(_unmatched(maps, region, "false", number, predicted, box))
-    return part
+        matches = overlaps
+        if rules.dilation:
+            wide = group_by_dilation(wanted.numbers > 0, rules)
+            matches = find_pairs(wide, predicted.numbers)
+            wanted = components_of(wide * (wanted.numbers > 0))
+            overlaps = find_pairs(wanted.numbers, predicted.numbers)
+        if rules.match == "iou":
+            matches = more_than_half(overlaps, wanted.sizes, predicted.sizes)
+
+        for number, wanted_box in enumerate(wanted.boxes, start=1):
+            lesion = _unmatched(maps, self.region, "missed", number, wanted, box)
+            matching = matches.predicted_with(number)
+            if matching.size:
+                boxes = [predicted.boxes[match - 1] for match in matching]
+                around = box_around([wanted_box, *boxes])
+                pair = MaskPair(
+                    predicted.mask_of(matching, around),
+                    wanted.mask_of((number,), around),
+                    maps.spacing,
+                )
+                lesion = lesion._replace(
+                    outcome="found",
+                    matched_to=tuple((first + matching).tolist()),
+                    dice=pair.dice(),
+                    hd95_mm=pair.hd95_mm(),
+                )
+            if 1000.0 * lesion.volume_ml <= rules.min_volume_mm3 * (1.0 + _ROUNDING):
+                lesion = lesion._replace(outcome="small")
+            self._wanted.append(lesion)
+        for number in predicted.others(matches.predicted):
+            lesion = _unmatched(maps, self.region, "false", number, predicted, box)
+            self._false.append(lesion._replace(number=first + number))
+
+    @cached_property
+    def lesions(self) -> list[Lesion]:
+        """The lesions of the reference, then the false ones."""
+        # These numbers do not depend on the label map, so that several can be compared.
+        wanted = sorted(self._wanted, key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
+        numbered = enumerate(wanted, start=1)
+        return [*(lesion._replace(number=number) for number, lesion in numbered), *self._false]
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """The value of each of LESION_METRICS; NaN where undefined."""
+        outcomes = Counter(lesion.outcome for lesion in self.lesions)
+        found = outcomes["found"]
+        missed = outcomes["missed"]
+        false = outcomes["false"]
+        ratios = detection_ratios(found, missed, false)
+        dice = 1.0
+        hd95_mm = 0.0
+        measured = [lesion for lesion in self.lesions if lesion.outcome != "small"]
+        if not measured:
+            ratios["lesion_f1"] = 1.0
+        else:
+            dice = math.fsum(lesion.dice for lesion in measured) / len(measured)
+            hd95_mm = math.fsum(lesion.hd95_mm for lesion in measured) / len(measured)
+
+        ious = self._ious
+        num_components = self._num_predicted + self._num_reference
+        panoptic_quality = ratio(2 * math.fsum(ious), num_components)
+        segmentation_quality = panoptic_quality  # 0 without a match, NaN without components
+        if ious:
+            segmentation_quality = math.fsum(ious) / len(ious)
+        voxel_ml = self.maps.voxel_volume / 1000.0
+        return {
+            "lesions": float(found + missed),
+            "lesions_found": float(found),
+            "lesions_missed": float(missed),
+            "lesions_false": float(false),
+            **ratios,
+            "lesion_dice": dice,
+            "lesion_hd95_mm": hd95_mm,
+            "rq": ratio(2 * len(ious), num_components),
+            "sq": segmentation_quality,
+            "pq": panoptic_quality,
+            "false_positive_ml": self._false_positive * voxel_ml,
+            "false_negative_ml": self._false_negative * voxel_ml,
+            "absolute_volume_difference_ml": abs(self._volume_difference) * voxel_ml,
+            "lesion_count_difference": float(abs(self._num_predicted - self._num_reference)),
+        }
 
 
 def _unmatched(
@@ -253,61 +293,3 @@ def detection_ratios(found: int, missed: int, false: int) -> dict[str, float]:
         "lesion_precision": ratio(found, found + false),
         "lesion_f1": ratio(2 * found, 2 * found + missed + false),
     }
-
-
-def _results_of(parts: Sequence[_Part], voxel_ml: float) -> LesionResults:
-    """Return the lesions and the metrics of a region."""
-    wanted = []
-    false_lesions = []
-    num_predicted = 0
-    for part in parts:
-        for lesion in part.lesions:
-            if lesion.outcome == "false":
-                number = num_predicted + lesion.number
-                false_lesions.append(lesion._replace(number=number))
-            else:
-                matched_to = tuple(num_predicted + number for number in lesion.matched_to)
-                wanted.append(lesion._replace(matched_to=matched_to))
-        num_predicted += part.num_predicted
-    # These numbers do not depend on the label map, so that several can be compared.
-    wanted.sort(key=lambda lesion: (-lesion.volume_ml, lesion.center_mm))
-    wanted = [lesion._replace(number=number) for number, lesion in enumerate(wanted, start=1)]
-
-    outcomes = Counter(lesion.outcome for lesion in wanted)
-    found = outcomes["found"]
-    missed = outcomes["missed"]
-    false = len(false_lesions)
-    ratios = detection_ratios(found, missed, false)
-    dice = 1.0
-    hd95_mm = 0.0
-    measured = [lesion for lesion in (*wanted, *false_lesions) if lesion.outcome != "small"]
-    if not measured:
-        ratios["lesion_f1"] = 1.0
-    else:
-        dice = math.fsum(lesion.dice for lesion in measured) / len(measured)
-        hd95_mm = math.fsum(lesion.hd95_mm for lesion in measured) / len(measured)
-
-    num_reference = sum(part.num_reference for part in parts)
-    ious = list(chain(*(part.ious for part in parts)))
-    panoptic_quality = ratio(2 * math.fsum(ious), num_predicted + num_reference)
-    segmentation_quality = panoptic_quality  # 0 without a match, NaN without components
-    if ious:
-        segmentation_quality = math.fsum(ious) / len(ious)
-    volume_difference = sum(part.volume_difference for part in parts)
-    values = {
-        "lesions": float(found + missed),
-        "lesions_found": float(found),
-        "lesions_missed": float(missed),
-        "lesions_false": float(false),
-        **ratios,
-        "lesion_dice": dice,
-        "lesion_hd95_mm": hd95_mm,
-        "rq": ratio(2 * len(ious), num_predicted + num_reference),
-        "sq": segmentation_quality,
-        "pq": panoptic_quality,
-        "false_positive_ml": sum(part.false_positive for part in parts) * voxel_ml,
-        "false_negative_ml": sum(part.false_negative for part in parts) * voxel_ml,
-        "absolute_volume_difference_ml": abs(volume_difference) * voxel_ml,
-        "lesion_count_difference": float(abs(num_predicted - num_reference)),
-    }
-    return LesionResults(values, [*wanted, *false_lesions])

@@ -64,10 +64,11 @@ class MaskPair:
         self._tolerance_mm = tolerance_mm
 
     @cached_property
-    def _distances(self) -> tuple[Float64, Float64] | None:
-        """Distances in mm from each boundary to the other one; None if a mask is empty."""
+    def _distances(self) -> tuple[Float64, Float64]:
+        """Distances in mm from each boundary to the other one; NaN if a mask is empty."""
         if self.num_predicted == 0 or self.num_reference == 0:
-            return None
+            undefined = np.array([math.nan])
+            return undefined, undefined
         return boundary_distances(self._prediction, self._reference, self._spacing)
 
     def dice(self) -> float:
@@ -96,30 +97,24 @@ class MaskPair:
 
     def surface_dice(self) -> float:
         """Return the share of all boundary voxels within the tolerance of the other boundary."""
-        if self._distances is None:  # No voxel is near an empty boundary.
-            return ratio(0, self.num_predicted + self.num_reference)
-        distances = np.concatenate(self._distances)
+        if self.num_predicted + self.num_reference == 0:
+            return math.nan
+        distances = np.concatenate(self._distances)  # No voxel is near an empty boundary.
         is_near = distances <= self._tolerance_mm * (1 + _ROUNDING)
         return float(np.count_nonzero(is_near) / distances.size)
 
     def hd_mm(self) -> float:
         """Return the largest distance from one boundary to the other, in mm."""
-        if self._distances is None:
-            return math.nan
         from_prediction, from_reference = self._distances
         return float(max(from_prediction.max(), from_reference.max()))
 
     def hd95_mm(self) -> float:
         """Return the larger of the two 95th percentiles, in mm."""
-        if self._distances is None:
-            return math.nan
         from_prediction, from_reference = self._distances
         return float(max(np.percentile(from_prediction, 95), np.percentile(from_reference, 95)))
 
     def assd_mm(self) -> float:
         """Return the mean distance over both boundaries, in mm."""
-        if self._distances is None:
-            return math.nan
         return float(np.concatenate(self._distances).mean())
 
     def num_components(self) -> float:
@@ -290,8 +285,9 @@ class LabelMapPair:
         self.num_axes = predicted.ndim  # of the maps as they were given
         self.axes = [axis for axis, size in enumerate(predicted.shape) if size > 1]  # those left
         self.spacing = tuple(sides[axis] for axis in self.axes) or (1.0,)  # mm
-        self.prediction = _keep_axes(predicted, self.axes)
-        self.reference = _keep_axes(wanted, self.axes)
+        shape = [predicted.shape[axis] for axis in self.axes] or [1]
+        self.prediction = predicted.reshape(shape)
+        self.reference = wanted.reshape(shape)
         self._ignore_label = ignore_label
 
     def masks_in(self, box: tuple[Any, ...], labels: NDArray[np.integer[Any]]) -> tuple[Bool, Bool]:
@@ -325,8 +321,3 @@ def members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
             f"region {name!r}: expected labels from 1 up, such as (1, 3), got {region!r}"
         )
     return labels
-
-
-def _keep_axes(labels: Array, axes: Sequence[int]) -> Array:
-    """Return a map with only these axes, or with one axis; the others have a single voxel."""
-    return labels.reshape([labels.shape[axis] for axis in axes] or [1])
