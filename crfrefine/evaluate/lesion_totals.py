@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.evaluate.evaluation import Evaluation
-from crfrefine.metrics.lesion_scores import Lesion, detection_ratios
+from crfrefine.metrics.lesion_scores import detection_ratios
 from crfrefine.metrics.registry import LESION_CHANGES
 
 _COUNTS = ("lesions", "lesions_found", "lesions_missed", "lesions_false")
@@ -52,17 +52,3 @@ def lesion_totals(evaluation: Evaluation) -> dict[str, dict[str, dict[str, Any]]
         for region in evaluation.regions:
             totals[method][region] = total_lesions(evaluation, method, [region])
     return totals
-
-
-def lost_lesions(evaluation: Evaluation) -> list[tuple[str, Lesion]]:
-    """Return the lesions that the judged method lost, by case, the largest first.
-
-    Cases that no number includes are left out.
-    """
-    lost = []
-    for result in evaluation.results:
-        if result.case_id in evaluation.table.cases:
-            for lesion, change in result.changes.get(evaluation.options.name, {}).items():
-                if change == "lost":
-                    lost.append((result.case_id, lesion))
-    return sorted(lost, key=lambda entry: (entry[0], -entry[1].volume_ml))

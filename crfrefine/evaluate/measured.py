@@ -88,7 +88,8 @@ class MeasuredRegions:
     # Displayed name of a region, by its name.
     titles: Mapping[str, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    # By method, how its files are read, with the names of labels in a `dataset.json` beside them.
+    # How the files of REFERENCE and of each method are read, with the names of labels in a
+    # `dataset.json` beside them; empty for structures.
     readings: Mapping[str, ReadingOptions] = field(default_factory=dict)
     # Number of each structure by its name; empty without structures. Label maps are then folders of
     # structures, or their labels have these names.
@@ -96,20 +97,12 @@ class MeasuredRegions:
     # The labels of the run by their names, with which those of each file are matched; none if only
     # one side has names.
     names: LabelNames = NO_NAMES
-    # Names of labels of the reference in a `dataset.json`, for files without names.
-    names_of_references: Mapping[int, str] = field(default_factory=dict)
 
     def tolerance_mm(self, spacing: Sequence[float]) -> float:
         """Return the tolerance of the surface Dice; `spacing` is that of the reference, in mm."""
         if isinstance(self.options.tolerance_mm, str):
             return one_voxel(spacing)
         return self.options.tolerance_mm
-
-    def mapping_of(self, method: str) -> Mapping[int, int]:
-        """Return the new labels that `--map` gives values of a method, or of the reference."""
-        if method == REFERENCE:
-            return self.options.reference_mapping
-        return self.readings[method].mapping
 
     def map_option(self, method: str) -> str:
         """Return the text before OLD=NEW to give values of a method new labels."""
@@ -119,19 +112,14 @@ class MeasuredRegions:
 
     def names_in_file(self, header: VolumeHeader, method: str) -> dict[int, str]:
         """Return the names that a file itself gives labels, without those that `--map` numbers."""
-        return without_mapped(names_of(header.segments), self.mapping_of(method))
+        return without_mapped(names_of(header.segments), self.readings[method].mapping)
 
     def names_in(self, header: VolumeHeader, method: str) -> dict[int, str]:
         """Return the names by which the labels of a file are matched, `--map` aside.
 
         They are its own, or else those of a `dataset.json` beside it.
         """
-        names = self.names_in_file(header, method)
-        if names:
-            return names
-        if method == REFERENCE:
-            return dict(self.names_of_references)
-        return dict(self.readings[method].label_names)
+        return self.names_in_file(header, method) or dict(self.readings[method].label_names)
 
     def all_regions(self, labels: Iterable[int]) -> Regions:
         """Return each label of `labels` and of these as a region, then the named regions."""
@@ -190,28 +178,29 @@ def find_measured(
         titles=titles,
         ignore_label=ignored,
         readings={} if structures else _find_readings(options),
-        names_of_references=without_mapped(description.label_names, options.reference_mapping),
         structures=structures,
     )
 
 
 def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
-    """Return how the files of each method are read, as the options and a `dataset.json` say."""
+    """Return how the files of the reference and of each method are read.
+
+    The options and a `dataset.json` say so.
+    """
     readings = {}
-    for method, folder in options.methods.items():
+    for method, folder in {REFERENCE: options.labels, **options.methods}.items():
         probabilities = dict(options.probabilities).get(method, folder)
         places = (probabilities, folder, options.labels)
-        mapping = options.mappings.get(method, {})
+        mapping = options.mapping_of(method)
         names: dict[int, str] = {}
         for description in read_descriptions((folder, probabilities), []):
             names = {**description.label_names, **names}
-        names = without_mapped(names, mapping)
         readings[method] = ReadingOptions(
             regions=find_regions(None, read_descriptions(places), options.channel_labels),
             mapped=tuple(("", old, new) for old, new in mapping.items()),
             add_background=options.add_background,
             scale=options.scale,
-            label_names=names,
+            label_names=without_mapped(names, mapping),
         )
     return readings
 

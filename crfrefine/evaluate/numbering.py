@@ -62,15 +62,14 @@ def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -
 
 def notes_on_mapping(results: Sequence[CaseResult], measured: MeasuredRegions) -> list[Note]:
     """Return notes on values of --map that no label map of a method, or no reference, has."""
-    mappings = {REFERENCE: measured.options.reference_mapping, **measured.options.mappings}
     notes = []
-    for method, mapping in mappings.items():
+    for method, reading in measured.readings.items():
         where = f"no label map of {method}"
         if method == REFERENCE:
             where = "no reference"
         in_files = [result.mapped[method] for result in results if method in result.mapped]
         if in_files:
-            notes += notes_on_values(mapping, chain(*in_files), where)
+            notes += notes_on_values(reading.mapping, chain(*in_files), where)
     return notes
 
 
@@ -99,7 +98,7 @@ def _titled(label: int, names: Mapping[int, str]) -> str:
 
 def _names_labels(method: str, results: Sequence[CaseResult], measured: MeasuredRegions) -> bool:
     """Return whether a method names labels, apart from those that `--map` numbers."""
-    if method in measured.readings and measured.readings[method].label_names:
+    if measured.readings[method].label_names:
         return True
     return any(result.names.get(method) for result in results)
 
@@ -112,15 +111,13 @@ def names_of_run(measured: MeasuredRegions, pairs: Sequence[CasePair]) -> LabelN
     """
     options = measured.options
     names = LabelNames()
-    source = f"the dataset.json of {options.labels}"
-    names = names.with_names(measured.names_of_references, source)
+    places = {REFERENCE: options.labels, **options.methods}
     for method, reading in measured.readings.items():
-        source = f"the dataset.json of {options.methods[method]}"
-        names = names.with_names(reading.label_names, source)
+        names = names.with_names(reading.label_names, f"the dataset.json of {places[method]}")
     are_described = bool(names)
-    if not are_described and not any(_has_names(files) for files in pairs[:1]):
+    if not are_described and not _has_names(pairs[0]):
         return names
-    are_named = bool(measured.names_of_references)
+    are_named = bool(measured.readings[REFERENCE].label_names)
     for pair in pairs:
         path = pair.reference.labels
         with suppress(CrfRefineError, OSError):
@@ -146,31 +143,26 @@ def notes_on_names(results: Sequence[CaseResult], measured: MeasuredRegions) -> 
 
     Names count where the other side has some as well: the notes are about those that do not.
     """
+    # Where the numbers are from that labels of references got by their names.
+    numbers_from: list[str] = []
+    for result in results:
+        for note in result.warnings:
+            if note.kind is NoteKind.MATCHED_BY_NAME and note.part == REFERENCE:
+                numbers_from = numbers_from or list(note.values["sources"])
     notes = []
-    in_references = [(result.case_id, result.names.get(REFERENCE, {})) for result in results]
-    differing = differing_numbers(in_references)
-    if differing and not measured.names:
-        notes.append(NoteKind.NUMBERS_DIFFER_BY_FILE(labels=differing))
-    numbers_from = _sources_of_references(results)
-    if measured.names_of_references:  # They say what numbers mean on their side.
-        numbers_from = []
-    for method in measured.readings:
+    for method, reading in measured.readings.items():
         by_file = [(result.case_id, result.names.get(method, {})) for result in results]
-        differing = differing_numbers(by_file)
-        if differing and not measured.names:
+        differing = [] if measured.names else differing_numbers(by_file)
+        if method == REFERENCE:
+            if differing:
+                notes.append(NoteKind.NUMBERS_DIFFER_BY_FILE(labels=differing))
+            if reading.label_names:  # They say what numbers mean on their side.
+                numbers_from = []
+        elif differing:
             notes.append(NoteKind.NUMBERS_DIFFER_BY_PREDICTION(what=method, labels=differing))
         elif numbers_from and not _names_labels(method, results, measured):
             notes.append(NoteKind.NUMBERS_OF_FIRST(what=method, sources=numbers_from))
     return notes
-
-
-def _sources_of_references(results: Sequence[CaseResult]) -> list[str]:
-    """Return where the numbers are from that labels of references got by their names, if any."""
-    for result in results:
-        for note in result.warnings:
-            if note.kind is NoteKind.MATCHED_BY_NAME and note.part == REFERENCE:
-                return list(note.values["sources"])
-    return []
 
 
 def other_numbers(pairs: Pairs) -> dict[int, int]:

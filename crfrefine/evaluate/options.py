@@ -256,18 +256,12 @@ class EvaluationOptions:
         """Folder or file of each method by its name, the judged method first."""
         return {self.name: self.predictions, **dict(self.baselines)}
 
-    @property
-    def mappings(self) -> dict[str, dict[int, int]]:
-        """By method, the new labels of values in its label maps; ConfigError if one has two."""
-        mappings = {self.name: mapping_of(self.mapped)}
-        for name, _ in self.baselines:
-            mappings[name] = mapping_of(self.mapped, name)
-        return mappings
+    def mapping_of(self, method: str) -> dict[int, int]:
+        """Return the new labels of values in the label maps of a method, or of REFERENCE.
 
-    @property
-    def reference_mapping(self) -> dict[int, int]:
-        """The new labels of values in the reference; ConfigError if one has two."""
-        return mapping_of(self.mapped, REFERENCE)
+        Raise ConfigError if a value has two.
+        """
+        return mapping_of(self.mapped, "" if method == self.name else method)
 
     @property
     def lesion_rules(self) -> LesionRules | None:
@@ -312,8 +306,8 @@ class EvaluationOptions:
             "ceiling": self.ceiling,
             "tolerance_mm": self.tolerance_mm,
             "ignore_label": self.ignore_label,
-            "mapping": self.mappings,
-            "reference_mapping": self.reference_mapping,
+            "mapping": {method: self.mapping_of(method) for method in self.methods},
+            "reference_mapping": self.mapping_of(REFERENCE),
             "resample": self.resample,
             "add_background": self.add_background,
             "scale": self.scale,

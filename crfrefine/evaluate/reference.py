@@ -128,7 +128,7 @@ def read_label_map(
     """
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid)
     affine, spacing = header.geometry()
-    mapping = measured.mapping_of(method)
+    mapping = measured.readings[method].mapping
     stored, mapped = read_mapped(header, mapping)
     require_labels(stored, path, advice)
     warnings += notes_on_labels(stored, path.name)

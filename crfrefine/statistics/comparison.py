@@ -295,19 +295,14 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
         region = rows[number].region
         return region != ALL_LABELS, region != judged_region
 
-    # One negative log likelihood of each method is tested by itself: that over all labels, else
-    # that of the judged region, else the first one.
-    of_probabilities: dict[str, int] = {}
-    for number in sorted(tested, key=scope):
-        if rows[number].metric == NLL.name:
-            of_probabilities.setdefault(rows[number].method, number)
     members: dict[tuple[str, Family], list[int]] = {}
-    for number in tested:
+    for number in sorted(tested, key=scope):
         row = rows[number]
         family = Family.SINGLE_REGIONS
         if row.metric == DICE.name and row.region == judged_region:
             family = Family.ENDPOINT
-        elif number == of_probabilities.get(row.method):
+        elif row.metric == NLL.name and (row.method, Family.PROBABILITIES) not in members:
+            # The first one is that over all labels, else that of the judged region.
             family = Family.PROBABILITIES
         elif row.region == judged_region:
             family = Family.OTHER_METRICS

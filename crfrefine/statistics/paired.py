@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crfrefine.base.array_types import Bool, Float64
+from crfrefine.base.array_types import Float64
 from crfrefine.errors import InputError
 from crfrefine.metrics.registry import Better
 
@@ -121,9 +121,9 @@ def compare_pairs(
     deviation = float(differences.std(ddof=1)) if len(pairs) > 1 else math.nan
     return PairedComparison(
         num_pairs=len(pairs),
-        num_only_method=_count(has_method & ~has_other),
-        num_only_baseline=_count(has_other & ~has_method),
-        num_neither=_count(~has_method & ~has_other),
+        num_only_method=int((has_method & ~has_other).sum()),
+        num_only_baseline=int((has_other & ~has_method).sum()),
+        num_neither=int((~has_method & ~has_other).sum()),
         mean=mean,
         mean_baseline=mean_baseline,
         median=median,
@@ -134,17 +134,13 @@ def compare_pairs(
         standard_deviation=deviation,
         p_value=p_value,
         effect_size=effect_size,
-        wins=_count(gains > 0),
-        ties=_count(gains == 0),
-        losses=_count(gains < 0),
-        large_losses=_count(gains < -large_loss),
+        wins=int((gains > 0).sum()),
+        ties=int((gains == 0).sum()),
+        losses=int((gains < 0).sum()),
+        large_losses=int((gains < -large_loss).sum()),
         detectable_difference=detectable_difference(deviation, len(pairs)),
         worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )
-
-
-def _count(is_counted: Bool) -> int:
-    return int(np.count_nonzero(is_counted))
 
 
 def center(values: Float64) -> tuple[float, float]:

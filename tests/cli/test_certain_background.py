@@ -10,7 +10,7 @@ from io_helpers import save_nifti as save_on
 from oracles import softmax
 
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.evaluate.measured import CasePair, MeasuredRegions
+from crfrefine.evaluate.measured import CasePair, find_measured
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.reference import read_reference
 from crfrefine.evaluate.report.images import read_images
@@ -134,7 +134,7 @@ def test_what_an_image_does_not_show_is_its_lowest_intensity_in_the_report(tmp_p
     image = save_on(tmp_path / "image.nii.gz", values, of_image)
     options = EvaluationOptions(tmp_path, tmp_path, tmp_path / "e", resample=True)
     pair = CasePair(CaseFiles("a", (image,), (), labels=labels), {}, {})
-    reference = read_reference(pair, MeasuredRegions(options))
+    reference = read_reference(pair, find_measured(options, {}, []))
     (shown,), _ = read_images(pair, reference, print)
     covers = np.zeros(shape, bool)
     covers[:12, :10] = True  # The last samples are at 10 mm and 9.6 mm, half a voxel further.

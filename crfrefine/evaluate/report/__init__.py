@@ -187,10 +187,6 @@ _DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x
 _SPELLED = {letter: f"\\u{letter:04x}" for letter in _DIRECTIONS}
 
 
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
-
-
 def _typeset(text: str) -> str:
     """Return a number with a true minus, and a dash for an undefined one."""
     return text.replace("-", "\u2212") or "–"
@@ -203,7 +199,7 @@ _PAGE = jinja2.Environment(
     lstrip_blocks=True,
     loader=jinja2.PackageLoader("crfrefine.evaluate.report", "assets"),
 )
-_PAGE.filters.update(typeset=_typeset, base64=_base64)
+_PAGE.filters.update(typeset=_typeset, base64=base64.b64encode)
 # Names in the template beside the values of an evaluation.
 _PAGE.globals.update(
     version=__version__,

@@ -10,7 +10,6 @@ import numpy as np
 
 from crfrefine.base.array_types import Float64
 from crfrefine.evaluate.evaluation import Evaluation
-from crfrefine.evaluate.lesion_totals import lost_lesions
 from crfrefine.metrics.lesion_scores import Lesion
 from crfrefine.statistics.comparison import MEAN, SummaryRow
 from crfrefine.statistics.verdict import ENDPOINT
@@ -105,12 +104,20 @@ def shown_cases(
 
 
 def shown_lesions(evaluation: Evaluation) -> list[ShownCase]:
-    """Return the lesions that the judged method lost, by case, the largest first."""
+    """Return the lesions that the judged method lost, by case, the largest first.
+
+    Cases that no number includes are left out.
+    """
     shown = []
-    for case, lesion in lost_lesions(evaluation):
-        region = region_title(evaluation, lesion.region)
-        place = f"lesion {lesion.number} of {region}, {lesion.volume_ml:.3g} ml"
-        shown.append(ShownCase(case, place, np.empty(0), lesion=lesion))
+    for result in evaluation.results:
+        if result.case_id not in evaluation.table.cases:
+            continue
+        changes = result.changes.get(evaluation.options.name, {})
+        for lesion in sorted(changes, key=lambda lesion: -lesion.volume_ml):
+            if changes[lesion] == "lost":
+                region = region_title(evaluation, lesion.region)
+                place = f"lesion {lesion.number} of {region}, {lesion.volume_ml:.3g} ml"
+                shown.append(ShownCase(result.case_id, place, np.empty(0), lesion=lesion))
     return shown
 
 
