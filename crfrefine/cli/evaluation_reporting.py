@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, sentences_of
 from crfrefine.cli.tables import print_table, print_written
-from crfrefine.evaluate.options import LESIONS_NAME, METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+from crfrefine.evaluate.options import METRICS_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
     from crfrefine.evaluate.evaluation import Evaluation
@@ -97,12 +97,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
             texts += sentences_of(verdict)
         for text in texts:
             print(for_terminal(text))
-        names = [METRICS_NAME, SUMMARY_NAME]
-        if evaluation.options.lesions is not None:
-            names.append(LESIONS_NAME)
-        if evaluation.has_report:
-            names.append(REPORT_NAME)
-        print_written(*(evaluation.options.output / name for name in names))
+        print_written(*evaluation.written)
         failed = list(dict.fromkeys(failure.case_id for failure in evaluation.failures))
         if failed:
             count = f"{len(failed)} of {len(evaluation.pairs)} cases"

@@ -6,12 +6,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from crfrefine.base.array_types import Bool
 from crfrefine.base.failures import Failure
 from crfrefine.base.notes import Note
+from crfrefine.base.observer import Observer
 from crfrefine.cases.incomplete import Incomplete, note_on_left_out
 from crfrefine.evaluate.measured import CasePair, MeasuredRegions
 from crfrefine.evaluate.measuring import CaseResult
@@ -51,7 +53,7 @@ class Evaluation:
     notes: list[Note] = field(default_factory=list)  # on assumptions and ignored files
     num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0
-    has_report: bool = False  # True once `report.html` is written
+    written: list[Path] = field(default_factory=list)  # the files with results
     left_out: Incomplete = field(default_factory=dict)  # cases that no number includes
     # By method, the cases that its parameters were learned on.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -117,12 +119,11 @@ class Evaluation:
             for names_of_file in reversed(result.names.values()):
                 names.update(names_of_file)
         names.update(self.measured.names.names)
+        names.update(self.measured.label_names)
         titles = {region: region for region in self.regions}
         for label, name in names.items():
             if str(label) in titles:
                 titles[str(label)] = f"{label} {name}"
-        for name in titles.keys() & self.measured.titles.keys():
-            titles[name] = self.measured.titles[name]
         titles[ALL_LABELS] = "all labels"
         return titles
 
@@ -137,10 +138,7 @@ class Evaluation:
             of_empty |= measure_lesions(nothing, nothing, {"": (1,)}, 1.0, rules)[""].values
         measurements = []
         for result in self.results:
-            for method in self.options.methods:
-                if method not in result.values:
-                    continue
-                values = result.values[method]
+            for method, values in result.values.items():
                 absent = {}
                 if method in self._calibrated:
                     # A label without a channel is correctly predicted with probability 0
@@ -149,8 +147,7 @@ class Evaluation:
                     absent = dict.fromkeys(CALIBRATION_METRICS, default)
                 completed = {}
                 for region in self.regions:  # A label that neither map has is empty in both.
-                    completed[region] = {**of_empty, **absent}
-                    completed[region].update(values.get(region, {}))
+                    completed[region] = {**of_empty, **absent, **values.get(region, {})}
                 if absent:
                     completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
                 measurements += measurements_of(result.case_id, method, completed)
@@ -214,21 +211,17 @@ class Evaluation:
 
         It is by metric and region, for those with a lead.
         """
-        leads = self._mean_differences(self.options.ceiling)
-        shares: dict[str, dict[str, float]] = {}
-        for (metric, region), difference in self._mean_differences(self.options.name).items():
-            lead = leads.get((metric, region), 0.0)
-            if lead > 0:
-                shares.setdefault(metric, {})[region] = difference / lead
-        return shares
-
-    def _mean_differences(self, method: str | None) -> dict[tuple[str, str], float]:
-        """Return the lead of a method over the baseline, by metric of OF_RESOLUTION and region."""
-        differences = {}
+        comparisons = {}
         for row in self.summary:
-            if row.method == method and row.metric in OF_RESOLUTION and row.comparison is not None:
-                differences[row.metric, row.region] = row.comparison.mean_difference
-        return differences
+            if row.metric in OF_RESOLUTION and row.comparison is not None:
+                comparisons[row.method, row.metric, row.region] = row.comparison
+        shares: dict[str, dict[str, float]] = {}
+        for (method, metric, region), comparison in comparisons.items():
+            lead = comparisons.get((self.options.ceiling or "", metric, region))
+            if method == self.options.name and lead is not None and lead.mean_difference > 0:
+                share = comparison.mean_difference / lead.mean_difference
+                shares.setdefault(metric, {})[region] = share
+        return shares
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -276,6 +269,9 @@ class Evaluation:
         for result in self.results:
             methods |= {method for method, row in result.values.items() if ALL_LABELS in row}
         return methods
+
+
+EvaluationObserver = Observer[Evaluation, CaseResult]
 
 
 def _empty(table: ResultTable, method: str, region: str) -> Bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from crfrefine.base.array_types import NamesOfLabels
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -85,8 +86,8 @@ class MeasuredRegions:
     named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     # Names of the regions whose mean Dice decides the verdict; empty means each label.
     judged: tuple[str, ...] = ()
-    # Displayed name of a region, by its name.
-    titles: Mapping[str, str] = field(default_factory=dict)
+    # Names of labels in the `dataset.json` of the reference, or of structures.
+    label_names: NamesOfLabels = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     # How the files of REFERENCE and of each method are read, with the names of labels in a
     # `dataset.json` beside them; empty for structures.
@@ -153,8 +154,7 @@ def find_measured(
     scheme = find_regions(None, [description]).scheme
     if scheme is not None:
         label_names = {**scheme.label_names, **label_names}
-    titles = {str(label): f"{label} {name}" for label, name in label_names.items()}
-    regions, judged = _find_regions(options.regions, description, titles, ignored, notes)
+    regions, judged = _find_regions(options.regions, description, label_names, ignored, notes)
     # A region that equals a label, such as "2=2", would appear twice.
     numbers = set().union(*description.labels.values())
     named = {}
@@ -175,7 +175,7 @@ def find_measured(
         labels=tuple(sorted(numbers - {0, ignored})),
         named=named,
         judged=judged,
-        titles=titles,
+        label_names=label_names,
         ignore_label=ignored,
         readings={} if structures else _find_readings(options),
         structures=structures,
@@ -208,7 +208,7 @@ def _find_readings(options: EvaluationOptions) -> dict[str, ReadingOptions]:
 def _find_regions(
     texts: Sequence[str],
     description: DatasetDescription,
-    titles: Mapping[str, str],
+    label_names: NamesOfLabels,
     ignored: int | None,
     notes: list[Note],
 ) -> tuple[Regions, tuple[str, ...]]:
@@ -219,7 +219,7 @@ def _find_regions(
     """
     regions: Regions = {}
     for text in texts:
-        name, labels = _as_label(parse_region(text), titles)
+        name, labels = _as_label(parse_region(text), label_names)
         if regions.setdefault(name, labels) != labels:
             raise ConfigError(f"--regions {name}: appears twice, with different labels")
     asked = tuple(regions)
@@ -228,7 +228,7 @@ def _find_regions(
     try:
         for name, labels in description.labels.items():
             if description.has_regions and name != "ignore" and 0 not in labels:
-                region, members = _as_label(make_region(name, labels), titles)
+                region, members = _as_label(make_region(name, labels), label_names)
                 described[region] = members
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
         notes.append(NoteKind.BAD_REGIONS(str(description.path), problem=str(error)))
@@ -245,10 +245,9 @@ def _find_regions(
     return regions, asked or tuple(described)
 
 
-def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
+def _as_label(region: Region, label_names: NamesOfLabels) -> Region:
     """Return a region as its label if it has the label's name: the label already has a row."""
     name, labels = region
-    number = str(labels[0])
-    if len(labels) == 1 and titles.get(number) == f"{number} {shorten(name)}":
-        return number, labels
+    if len(labels) == 1 and label_names.get(labels[0]) == shorten(name):
+        return str(labels[0]), labels
     return region

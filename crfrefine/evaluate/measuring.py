@@ -50,6 +50,10 @@ class CaseResult(Record):
     # The methods whose labels are the channels of logits or probabilities.
     from_channels: set[str] = field(default_factory=set)
 
+    def fail(self, failure: Failure, part: str | None = None) -> None:
+        """Mark the case as failed, or a part of it, such as a method."""
+        super().fail(replace(failure, part=part))
+
     def add_notes(self, part: str, reference: Reference) -> None:
         """Add the notes on files of a part, a method or "reference", and their warnings."""
         self.notes += [replace(note, part=part) for note in dict.fromkeys(reference.notes)]
@@ -94,9 +98,8 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         result.names[REFERENCE] = dict(reference.names)
         label_maps = {}  # of methods whose lesions are measured
         for method, files in pair.methods.items():
-            fail_method = partial(_fail_method, result, method)
             own = replace(reference, notes=[], warnings=[])
-            with failing_alone(fail_method, *pair.files_of(method)):
+            with failing_alone(partial(result.fail, part=method), *pair.files_of(method)):
                 prediction = read_masks(method, files, own)
                 result.mapped[method] = prediction.mapped
                 result.names[method] = dict(prediction.names)
@@ -107,16 +110,6 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
         _measure_lesions(label_maps, reference, result)
     result.times["measure"] = time.perf_counter() - started
     return result
-
-
-def _fail_method(
-    result: CaseResult, method: str, failure: Failure, warnings: list[Note] | None = None
-) -> None:
-    """Mark a method as failed; with `warnings`, a missing calibration is only one of them."""
-    if warnings is None or failure.traceback is not None:  # Bugs are failures.
-        result.fail(replace(failure, part=method))
-    else:
-        warnings.append(NoteKind.NO_CALIBRATION(problem=failure.message))
 
 
 def _measure_method(
@@ -158,10 +151,14 @@ def _measure_method(
     if named is not None or prediction.probabilities is None:
         scores = None
         files = named or pair.methods[method]
-        warnings = reference.warnings if named is None else None
-        with failing_alone(
-            partial(_fail_method, result, method, warnings=warnings), *files.network
-        ):
+
+        def fail(failure: Failure) -> None:
+            if named is None and failure.traceback is None:
+                reference.warnings.append(NoteKind.NO_CALIBRATION(problem=failure.message))
+            else:  # Bugs are failures, and so are files that the user named.
+                result.fail(failure, method)
+
+        with failing_alone(fail, *files.network):
             label_map = pair.methods[method].labels
             scores = read_scores(method, files, reference, label_map)
 

@@ -80,11 +80,9 @@ def notes_on_copies(results: Sequence[CaseResult], measured: MeasuredRegions) ->
         if method == measured.options.ceiling:
             continue
         of_method = [result.pairs[method] for result in results if method in result.pairs]
-        if not of_method:
-            continue
-        # Empty label maps are alike, too.
-        are_equal = all(label == wanted for pairs in of_method for label, wanted in pairs)
-        if are_equal and any(label for pairs in of_method for label, _ in pairs):
+        pairs = set(chain(*of_method))
+        are_equal = all(label == wanted for label, wanted in pairs)
+        if are_equal and any(label for label, _ in pairs):  # Empty label maps are alike, too.
             notes.append(NoteKind.EQUALS_REFERENCE(what=method, cases=len(of_method)))
     return notes
 

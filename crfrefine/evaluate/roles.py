@@ -8,22 +8,20 @@ from pathlib import Path
 from crfrefine import io
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.label_options import REFERENCE
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.foreground import holds_labels
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.role_table import FileRole
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.evaluation import Evaluation
-from crfrefine.evaluate.measuring import CaseResult
+from crfrefine.evaluate.evaluation import Evaluation, EvaluationObserver
 from crfrefine.io.headers import with_channel_axis
 from crfrefine.io.volume import VolumeHeader
 
 _LABEL_MAP = "label map"
 
 
-def tell_roles(evaluation: Evaluation, observer: Observer[Evaluation, CaseResult]) -> None:
+def tell_roles(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     """Tell the roles of the first case, unless its headers cannot be read.
 
     Structures have another note.

@@ -13,12 +13,11 @@ from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.notes import Note, NoteKind
-from crfrefine.base.observer import Observer
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
 from crfrefine.evaluate.checks import check_options
 from crfrefine.evaluate.contents import lesions_csv, make_summary, metrics_csv
-from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.evaluation import Evaluation, EvaluationObserver
 from crfrefine.evaluate.measured import CasePair
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.numbering import (
@@ -44,8 +43,6 @@ from crfrefine.io.writing import check_replaceable, check_writable, write_small_
 from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.records.states import read_records
 
-EvaluationObserver = Observer[Evaluation, CaseResult]
-
 
 @keeping_inputs()
 def run_evaluation(
@@ -62,13 +59,8 @@ def run_evaluation(
     add_volumes(*options.inputs)
     for pair in evaluation.pairs:
         add_volumes(*pair.paths)
-    report = options.output / REPORT_NAME
-    check_replaceable(options.output / METRICS_NAME)
-    check_replaceable(options.output / SUMMARY_NAME)
-    if options.lesions is not None:
-        check_replaceable(options.output / LESIONS_NAME)
-    if options.report:
-        check_replaceable(report)
+    for path in options.results:
+        check_replaceable(path)
     evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
     _measure(evaluation, observer)
 
@@ -76,30 +68,25 @@ def run_evaluation(
     evaluation.verdict = judge(evaluation)
     evaluation.seconds = time.perf_counter() - started
 
-    table = metrics_csv(evaluation.full_table)
-    write_small_file(options.output / METRICS_NAME, table.encode())
+    contents = {
+        METRICS_NAME: metrics_csv(evaluation.full_table),
+        SUMMARY_NAME: to_json(make_summary(evaluation), indent=2),
+    }
     if options.lesions is not None:
-        write_small_file(options.output / LESIONS_NAME, lesions_csv(evaluation).encode())
-    elif (options.output / LESIONS_NAME).exists():
-        path = str(options.output / LESIONS_NAME)
-        observer.note(NoteKind.EARLIER_REPORT(path=path))
-    summary = to_json(make_summary(evaluation), indent=2)
-    write_small_file(options.output / SUMMARY_NAME, summary.encode())
-
+        contents[LESIONS_NAME] = lesions_csv(evaluation)
+    for name, text in contents.items():
+        write_small_file(options.output / name, text.encode())
+        evaluation.written.append(options.output / name)
     if options.report and evaluation.table.cases:
         from crfrefine.evaluate.report import write_report  # It imports jinja2.
 
         observer.stage_changed("", "writing the report")
-        write_report(
-            report,
-            evaluation,
-            observer.note,
-            progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step),
-        )
-        evaluation.has_report = True
-    elif report.exists():
-        observer.note(NoteKind.EARLIER_REPORT(path=str(report)))
-
+        write_report(options.output / REPORT_NAME, evaluation, observer)
+        evaluation.written.append(options.output / REPORT_NAME)
+    for name in (LESIONS_NAME, REPORT_NAME):
+        path = options.output / name
+        if path not in evaluation.written and path.exists():
+            observer.note(NoteKind.EARLIER_REPORT(path=str(path)))
     observer.run_ended(evaluation)
     return evaluation
 

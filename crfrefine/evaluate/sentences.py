@@ -26,6 +26,7 @@ def judge(evaluation: Evaluation) -> Verdict | None:
     if evaluation.learned_cases.issuperset(table.cases):
         reason = f"{learned}; the verdict of train-crf is on cases held out"
         judged = not_tested(options.name, options.baseline, evaluation.judged_regions, reason)
+        sentence = judged.sentence
     else:
         rivals = [name for name, _ in options.baselines[1:] if name != options.ceiling]
         judged = verdict(
@@ -39,12 +40,13 @@ def judge(evaluation: Evaluation) -> Verdict | None:
             summary=evaluation.summary,
             titles=evaluation.titles,
         )
+        sentence = judged.sentence
         if learned:
-            judged = replace(judged, sentence=f"{learned}. Without these: {judged.sentence}")
+            sentence = f"{learned}. Without these: {sentence}"
         if options.lesions is not None:
-            sentence = f"{judged.sentence} {_lesion_sentence(evaluation, options.baseline)}"
-            judged = replace(judged, sentence=sentence)
-    return replace(judged, notes=(*judged.notes, *empty_notes(evaluation)))
+            sentence = f"{sentence} {_lesion_sentence(evaluation, options.baseline)}"
+    notes = (*judged.notes, *empty_notes(evaluation))
+    return replace(judged, sentence=sentence, notes=notes)
 
 
 def _lesion_sentence(evaluation: Evaluation, baseline: str) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from crfrefine.base.failures import Failure
 from crfrefine.errors import InputError
 from crfrefine.evaluate import report as page
-from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.evaluation import Evaluation, EvaluationObserver
 from crfrefine.evaluate.measuring import CaseResult, MeasuredRegions
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import draw_charts, write_report
@@ -111,7 +111,7 @@ def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
     return ResultTable(lines)
 
 
-def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 front <part>"),)):
+def make_evaluation(table, method="crf", *, compared=True, label_names=((1, "front <part>"),)):
     """An evaluation with this table, and a failed case; with names that look like markup."""
     baselines = [(name, Path(name)) for name in table.methods if name != method] if compared else ()
     command = f"crfrefine evaluate {NASTY} {TURNED}"
@@ -127,7 +127,9 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
         f"broken {NASTY}",
         failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")],
     )
-    evaluation = Evaluation(options, MeasuredRegions(options, titles=dict(titles)), (), [failed])
+    evaluation = Evaluation(
+        options, MeasuredRegions(options, label_names=dict(label_names)), (), [failed]
+    )
     evaluation.table = table
     evaluation.regions = {name: (int(name),) for name in table.regions}
     evaluation.summary = summarize(table, "network" if compared else method)
@@ -142,9 +144,25 @@ def evaluation():
     return make_evaluation(make_table())
 
 
-def written(tmp_path, evaluation, **options):
+class Events(EvaluationObserver):
+    """The notes of a run and the steps of its cases."""
+
+    def __init__(self):
+        self.notes = []
+        self.steps = []
+
+    def note(self, note, **_):
+        self.notes.append(note)
+
+    def stage_changed(self, name, stage, *step):
+        self.steps.append((name, *step))
+
+
+def written(tmp_path, evaluation, events=None):
+    events = events or Events()
     path = tmp_path / "report.html"
-    write_report(path, evaluation, pytest.fail, **options)
+    write_report(path, evaluation, events)
+    assert not events.notes
     return path.read_text(encoding="utf-8")
 
 
@@ -280,7 +298,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     for method, row in values.items():
         for place, dice in enumerate(row):
             lines.append(Measurement(f"c{place}", "1", "dice", dice, method))
-    evaluation = make_evaluation(ResultTable(lines), "$x_$", titles=[("1", "$\\alpha")])
+    evaluation = make_evaluation(ResultTable(lines), "$x_$", label_names=[(1, "$\\alpha")])
     assert list(draw_charts(evaluation, dice_by_region(evaluation))) == [
         "Before and after",
         "Agreement (Bland-Altman)",
@@ -310,7 +328,7 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
 def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(
     tmp_path, monkeypatch
 ):
-    seen = []
+    events = Events()
     problems = {NASTY: InputError(f"images/{NASTY}.nii.gz: cut off")}
 
     def draw(report, shown, *_):
@@ -319,10 +337,10 @@ def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page
     monkeypatch.setattr(page, "draw_case", draw)
     few = make_evaluation(make_table(3))
     problems |= dict.fromkeys(few.table.cases, problems[NASTY])
-    text = written(tmp_path, few, progress=lambda *step: seen.append(step))
+    text = written(tmp_path, few, events)
     assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(text).text
     assert pictures(text, "cases") == {}
-    assert sorted(seen) == sorted((case, number, 3) for number, (case, *_) in enumerate(seen))
+    assert events.steps == [(case, number, 3) for number, (case, *_) in enumerate(events.steps)]
     problems.clear()
     with pytest.raises(RuntimeError):
         written(tmp_path, few)
@@ -334,11 +352,11 @@ def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_ins
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = tmp_path / "report.html"
-    notes = []
-    write_report(path, evaluation, notes.append, num_shown=1)
-    (problem,) = map(str, notes)
+    events = Events()
+    write_report(path, evaluation, events)
+    (problem,) = map(str, events.notes)
     text = path.read_text(encoding="utf-8")
     assert "pip install 'crfrefine[report]'" in problem
     assert problem.removeprefix("the report has no charts: ") in Page(text).text
     assert evaluation.verdict.sentence in Page(text).text
-    assert (len(pictures(text, "cases")), pictures(text, "charts")) == (3, {})
+    assert (len(pictures(text, "cases")), pictures(text, "charts")) == (9, {})

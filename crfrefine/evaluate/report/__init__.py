@@ -19,7 +19,7 @@ from crfrefine.base.geometry import spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.evaluation import Evaluation
+from crfrefine.evaluate.evaluation import Evaluation, EvaluationObserver
 from crfrefine.evaluate.lesion_totals import lesion_totals
 from crfrefine.evaluate.predictions import read_masks
 from crfrefine.evaluate.reference import Reference, read_reference
@@ -46,22 +46,17 @@ CaseArrays = tuple[Reference, list[Float32], list[str], list[Array]]
 
 MAX_LESIONS = 20  # Most lost lesions with a picture.
 Tell = Callable[[Note], None]
-Progress = Callable[[str, int, int], None]
 
 
 def write_report(
     path: Path,
     evaluation: Evaluation,
-    tell: Tell,
-    *,
-    num_shown: int = 3,
-    progress: Progress = lambda *_: None,
+    observer: EvaluationObserver,
 ) -> None:
     """Write the page whole or not at all; a case whose volumes cannot be read is named on it.
 
-    `tell` is called with a note on each missing part, such as charts without matplotlib. At
-    most `num_shown` cases each are shown with the lowest, median and highest difference. Before a
-    case is drawn, `progress` gets its name and the numbers of cases done and to draw.
+    `observer` gets a note on each missing part, such as charts without matplotlib, and each case
+    before it is drawn, with the numbers of cases done and to draw.
     """
     dice = dice_by_region(evaluation)
     charts = {}
@@ -75,12 +70,12 @@ def write_report(
         problem = str(error)
 
     # A case with several pictures is read once.
-    read = lru_cache(maxsize=1)(partial(read_case, evaluation, tell))
+    read = lru_cache(maxsize=1)(partial(read_case, evaluation, observer.note))
     drawn_cases = []
     lost = shown_lesions(evaluation)
-    chosen = shown_cases(evaluation, dice, num_shown) + lost[:MAX_LESIONS]
+    chosen = shown_cases(evaluation, dice) + lost[:MAX_LESIONS]
     for number, shown in enumerate(chosen):
-        progress(shown.case, number, len(chosen))
+        observer.stage_changed(shown.case, "report", number, len(chosen))
         try:
             drawn = shown._replace(png=draw_case(evaluation, shown, read))
         except CrfRefineError as error:
@@ -107,7 +102,7 @@ def write_report(
     page = page.translate(_SPELLED)
     write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
-        tell(NoteKind.NO_CHARTS(problem=problem))
+        observer.note(NoteKind.NO_CHARTS(problem=problem))
 
 
 # The pictures.

@@ -14,6 +14,8 @@ from crfrefine.metrics.lesion_scores import Lesion
 from crfrefine.statistics.comparison import MEAN, SummaryRow
 from crfrefine.statistics.verdict import ENDPOINT
 
+NUM_SHOWN = 3  # Most cases each with the lowest, median and highest difference in Dice.
+
 
 class ShownCase(NamedTuple):
     """A case with a picture on the page."""
@@ -41,7 +43,6 @@ def regions_of(evaluation: Evaluation, metric: str) -> tuple[str, ...]:
 
     The first, the leading one, is the mean over regions, or the only judged region.
     """
-    judged = evaluation.judged_regions
     table = evaluation.table
     if metric not in table.metrics:
         return ()
@@ -50,11 +51,10 @@ def regions_of(evaluation: Evaluation, metric: str) -> tuple[str, ...]:
         values = [table.values(method, region, metric) for method in evaluation.compared]
         if not np.isnan(values).all():
             measured.append(region)
-    if len(judged) == 1:
-        return tuple(sorted(measured, key=lambda region: region not in judged))
-    if set(judged) & set(measured):
-        return (MEAN, *measured)
-    return tuple(measured)
+    lead = evaluation.leading_region
+    if lead == MEAN and set(evaluation.judged_regions) & set(measured):
+        measured.insert(0, MEAN)
+    return tuple(sorted(measured, key=lambda region: region != lead))
 
 
 def dice_by_region(evaluation: Evaluation) -> dict[str, tuple[tuple[str, ...], Float64]]:
@@ -72,11 +72,9 @@ def dice_by_region(evaluation: Evaluation) -> dict[str, tuple[tuple[str, ...], F
 
 
 def shown_cases(
-    evaluation: Evaluation,
-    dice: Mapping[str, tuple[Sequence[str], Float64]],
-    num_each: int,
+    evaluation: Evaluation, dice: Mapping[str, tuple[Sequence[str], Float64]]
 ) -> list[ShownCase]:
-    """Return at most `num_each` cases from the low end, the middle and the high end.
+    """Return at most NUM_SHOWN cases from the low end, the middle and the high end.
 
     They are ordered by the difference in their Dice in the leading region, or by Dice without a
     verdict; `dice` is that of `dice_by_region`. No case is shown twice.
@@ -89,7 +87,7 @@ def shown_cases(
         order_by = values[-1] - values[0]
     order = np.argsort(order_by, kind="stable").tolist()
 
-    num_each = min(num_each, math.ceil(len(order) / 3))
+    num_each = min(NUM_SHOWN, math.ceil(len(order) / 3))
     lowest = order[:num_each]
     middle = order[num_each:-num_each]
     first = max(0, (len(middle) - num_each) // 2)
