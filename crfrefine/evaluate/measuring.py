@@ -167,9 +167,9 @@ def _measure_method(
         calibration = measure_calibration(
             scores.probabilities,
             truth,
-            measured.all_regions({*present, *(scores.channel_labels or range(scores.num_labels))}),
+            measured.all_regions({*present, *scores.labels}),
             channels=scores.channels,
-            channel_labels=scores.channel_labels,
+            channel_labels=scores.labels,
             ignore_label=measured.ignore_label,
         )
         for region, row in calibration.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -47,11 +47,9 @@ class Prediction(NamedTuple):
     # (L, *grid) float32, or of regions (R, *grid); None for a file of labels.
     probabilities: Float32 | None = None
     notes: tuple[Note, ...] = ()  # Whether they were taken as logits or as probabilities, and why.
-    num_labels: int = 0  # The number of labels of the channels, background included.
+    labels: Sequence[int] = ()  # Those of the channels, one each unless they are of regions.
     # The labels of the region of each channel; None means that the channels are labels.
     channels: tuple[tuple[int, ...], ...] | None = None
-    # The label of each channel, background first; None means their numbers.
-    channel_labels: tuple[int, ...] | None = None
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     names: Mapping[int, str] = {}  # Those of labels in the file, by their numbers in the run.
 
@@ -176,7 +174,7 @@ def _read_channels(
     labels = labels.reshape(shape).T
     if scheme is None:
         return _of_labels(labels, probabilities, note, file, method, reference)
-    return Prediction(labels, probabilities, (note,), scheme.num_labels, scheme.labels)
+    return Prediction(labels, probabilities, (note,), range(scheme.num_labels), scheme.labels)
 
 
 def _of_labels(
@@ -192,21 +190,19 @@ def _of_labels(
     Labels with names have the numbers of the run.
     """
     measured = reference.measured
-    channel_labels = measured.readings[method].regions.labels_of_channels(len(probabilities))
-    label_map = numbers
-    if channel_labels is not None:
-        label_map = renumber(numbers, channel_labels)
-    label_map, moved = measured.names.renumber(
-        file.path, measured.names_in(file, method), label_map, reference.warnings, ""
-    )
     num_labels = len(probabilities)
-    if moved:
-        own = channel_labels or range(num_labels)
-        channel_labels = tuple(moved.get(number, number) for number in own)
-    names = names_of(map_segments(file.segments, moved))
-    return Prediction(
-        label_map, probabilities, (note,), num_labels, channel_labels=channel_labels, names=names
+    declared = measured.readings[method].regions.labels_of_channels(num_labels)
+    labels = declared or range(num_labels)
+    label_map, moved = measured.names.renumber(
+        file.path,
+        measured.names_in(file, method),
+        renumber(numbers, labels),
+        reference.warnings,
+        "",
     )
+    new_labels = [moved.get(label, label) for label in labels]
+    names = names_of(map_segments(file.segments, moved))
+    return Prediction(label_map, probabilities, (note,), new_labels, names=names)
 
 
 def _decode(
