@@ -48,14 +48,16 @@ def notes_on_numbers(results: Sequence[CaseResult], measured: MeasuredRegions) -
             size = sum(count for (_, other), count in pairs.items() if other == wanted)
             share = f"{pairs[label, wanted] / size:.0%} of the voxels of label"
             covered.append(f"label {_titled(label, names)} is at {share} {_titled(wanted, names)}")
-        if covered and names:
+        if not covered:
+            continue
+        if names:
             notes.append(NoteKind.OTHER_NAMES(what=method, labels=covered))
-        elif covered and options_of[method]:
+        elif options_of[method]:
             options = " ".join(options_of[method])
             notes.append(
                 NoteKind.OTHER_NUMBERS_WITH_MAP(what=method, labels=covered, options=options)
             )
-        elif covered:
+        else:
             notes.append(NoteKind.OTHER_NUMBERS(what=method, labels=covered))
     return notes
 

@@ -286,16 +286,6 @@ class EvaluationOptions:
         return tuple(paths)
 
     @property
-    def results(self) -> list[Path]:
-        """The files to write."""
-        names = [METRICS_NAME, SUMMARY_NAME]
-        if self.lesions is not None:
-            names.append(LESIONS_NAME)
-        if self.report:
-            names.append(REPORT_NAME)
-        return [self.output / name for name in names]
-
-    @property
     def baseline(self) -> str | None:
         """Name of the method that the judged one is compared with; None without any."""
         if not self.baselines:

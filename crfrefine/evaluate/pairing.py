@@ -181,12 +181,12 @@ class _Search:
         else:
             _file_of_only_case(source, references, VOLUME_SUFFIXES)
             images = {case_id: CaseFiles(case_id, (source,)) for case_id in references}
-        description = DatasetDescription(source)
-        description = next(read_descriptions([source, labels], self.notes), description)
+        descriptions = read_descriptions([source, labels], self.notes)
+        described = next(descriptions, DatasetDescription(source)).channel_names
         without = [pair.case_id for pair in pairs if pair.case_id not in images]
         for number, pair in enumerate(pairs):
             shown = images.get(pair.case_id, pair.reference)
-            names = shown.modalities or description.channel_names
+            names = shown.modalities or described
             reference = replace(
                 pair.reference, images=shown.images, modalities=names, unnamed=shown.unnamed
             )

@@ -31,13 +31,12 @@ from crfrefine.cases.foreground import (
     read_all_channels,
 )
 from crfrefine.cases.frame import OF_FRAME, FrameCheck, read_network_file
-from crfrefine.cases.label_input import GIVE_SCALE
 from crfrefine.cases.label_names import names_of
 from crfrefine.cases.network_output import kind_of_channels, take_logits
 from crfrefine.errors import InputError
-from crfrefine.evaluate.reference import Reference, read_label_map, read_structures
+from crfrefine.evaluate.reference import Reference, read_labels
 from crfrefine.io.headers import with_channel_axis
-from crfrefine.io.volume import Volume, VolumeHeader, map_segments
+from crfrefine.io.volume import VolumeHeader, map_segments
 
 
 class Prediction(NamedTuple):
@@ -62,8 +61,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     grid = reference.header
     measured = reference.measured
     if measured.structures:
-        volume = read_structures(files, measured.structures, reference.warnings, grid=grid)
-        return Prediction(_labels_on_grid(reference, volume, "structures"))
+        return _prediction_of_labels(method, files, reference, "structures")
     reading = measured.readings[method]
     mapping = reading.mapping
     paths = files.network if path is None else (path,)
@@ -75,11 +73,7 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     if is_map and reading.scale is not None:
         is_map = not holds_rounded_probabilities(header)
     if is_map and holds_labels(header, of_region=reading.regions.declares(1)):
-        volume, mapped, names = read_label_map(
-            paths[0], measured, method, reference.warnings, grid, advice=GIVE_SCALE
-        )
-        label_map = _labels_on_grid(reference, volume, "label map")
-        return Prediction(label_map, mapped=mapped, names=names)
+        return _prediction_of_labels(method, files, reference, "label map")
     if mapping:
         raise InputError(
             f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
@@ -92,13 +86,18 @@ def read_masks(method: str, files: CaseFiles, reference: Reference) -> Predictio
     return prediction
 
 
-def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
-    """Return labels on the grid of the reference, (*grid)."""
+def _prediction_of_labels(
+    method: str, files: CaseFiles, reference: Reference, what: str
+) -> Prediction:
+    """Read a label map or structures onto the grid of the reference."""
+    volume, mapped, names = read_labels(
+        files, reference.measured, method, reference.warnings, reference.header
+    )
     reference.check(volume.header, what)
     labels: Labels = reference.work.nearest(
         volume.header, volume.data.T, what, reference.notes, outside="are background"
     )
-    return labels.T
+    return Prediction(labels.T, mapped=mapped, names=names)
 
 
 def read_scores(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
@@ -14,7 +13,7 @@ from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import see
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.label_input import CUT_REFERENCE, read_mapped, require_labels
+from crfrefine.cases.label_input import CUT_REFERENCE, GIVE_SCALE, read_mapped, require_labels
 from crfrefine.cases.label_names import names_of
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.structures import grid_of_structures, list_losers, merge_structures
@@ -89,13 +88,7 @@ def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
     """Read the reference of a case, with notes on it: a label map, or structures."""
     warnings: list[Note] = []
     notes: list[Note] = []
-    mapped: tuple[int, ...] = ()
-    names: Mapping[int, str] = {}
-    if measured.structures:
-        volume = read_structures(pair.reference, measured.structures, warnings)
-    else:
-        assert pair.reference.labels is not None
-        volume, mapped, names = read_label_map(pair.reference.labels, measured, REFERENCE, warnings)
+    volume, mapped, names = read_labels(pair.reference, measured, REFERENCE, warnings)
     stored = volume.header
     assert stored is not None
     ignored = measured.ignore_label
@@ -110,27 +103,29 @@ def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
     return Reference(volume, union, measured, names, mapped, [*union.notes, *notes], warnings)
 
 
-def read_label_map(
-    path: Path,
+def read_labels(
+    files: CaseFiles,
     measured: MeasuredRegions,
     method: str,
     warnings: list[Note],
     grid: VolumeHeader | None = None,
-    *,
-    advice: str = CUT_REFERENCE,
 ) -> tuple[Volume, tuple[int, ...], dict[int, str]]:
-    """Read a label map of a method, or of the reference, with its numbers in the run.
+    """Read the label map or the structures of a method, or of the reference.
 
-    These are the new labels of `--map`, and of names. The result is the volume, the values that
-    `--map` gave new labels, and the names of labels in the file. `warnings` gets notes on numbers
-    that are hardly labels, and on labels that are matched by their names. Raises as
-    `require_labels`.
+    The labels have their numbers in the run: the new labels of `--map`, and of names. The result is
+    the volume, the values that `--map` gave new labels, and the names of labels in the file.
+    `warnings` gets notes on numbers that are hardly labels, on labels that are matched by their
+    names, and on covered structures. Raises as `require_labels`.
     """
+    if measured.structures:
+        return _read_structures(files, measured.structures, warnings, grid), (), {}
+    path = files.labels
+    assert path is not None
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid)
     affine, spacing = header.geometry()
     mapping = measured.readings[method].mapping
     stored, mapped = read_mapped(header, mapping)
-    require_labels(stored, path, advice)
+    require_labels(stored, path, CUT_REFERENCE if method == REFERENCE else GIVE_SCALE)
     warnings += notes_on_labels(stored, path.name)
     labels: Labels = stored.T
     names = measured.names_in(header, method)
@@ -162,17 +157,13 @@ def _other_grids(
                     yield header
 
 
-def read_structures(
+def _read_structures(
     files: CaseFiles,
     numbers: Mapping[str, int],
     warnings: list[Note],
-    *,
-    grid: VolumeHeader | None = None,
+    grid: VolumeHeader | None,
 ) -> Volume:
-    """Read the structures of a case, or a label map with their names, with a run's numbers.
-
-    `warnings` gets a note on covered structures; axes are turned to those of `grid`.
-    """
+    """Read the structures of a case, or a label map with their names, as `read_labels` does."""
     if files.labels is not None:
         return with_numbers_of_run(io.read_labels(files.labels, grid=grid), files.labels, numbers)
     headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files.network]

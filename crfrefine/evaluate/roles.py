@@ -32,16 +32,14 @@ def tell_roles(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     assert pair.reference.labels is not None
     with suppress(CrfRefineError, OSError):  # Reading the case reports it.
         reference = io.read_header(pair.reference.labels)
-        grid = _grid_of(reference)
-        evidence = "given as LABELS"
-        roles = [FileRole(REFERENCE, _LABEL_MAP, grid, reference.path, evidence)]
+        frame = _grid_of(reference)
+        roles = [FileRole(REFERENCE, _LABEL_MAP, frame, reference.path, "given as LABELS")]
         for method, files in pair.methods.items():
             name = method
             if method != evaluation.options.name:
                 name = f"baseline {method}"
             kind, path, evidence = _kind_of(files, reference, evaluation.measured.readings[method])
-            named = pair.named.get(method, files)
-            if files.labels is not None and named.network:
+            if files.labels is not None and pair.named.get(method, files).network:
                 kind += ", with logits or probabilities"
             frame = _frame(reference, io.read_header(path))
             roles.append(FileRole(name, kind, frame, path, evidence))

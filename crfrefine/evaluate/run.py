@@ -59,8 +59,13 @@ def run_evaluation(
     add_volumes(*options.inputs)
     for pair in evaluation.pairs:
         add_volumes(*pair.paths)
-    for path in options.results:
-        check_replaceable(path)
+    names = [METRICS_NAME, SUMMARY_NAME]
+    if options.lesions is not None:
+        names.append(LESIONS_NAME)
+    if options.report:
+        names.append(REPORT_NAME)
+    for name in names:
+        check_replaceable(options.output / name)
     evaluation.num_processes = min(options.processes or available_threads(), len(evaluation.pairs))
     _measure(evaluation, observer)
 

@@ -62,6 +62,10 @@ class Metric(NamedTuple):
         """Factor from differences of values to the displayed numbers."""
         return POINTS if self.is_ratio else 1.0
 
+    def gain_of(self, difference: float) -> float:
+        """Return a difference of values, or of magnitudes, such that higher is better."""
+        return difference if self.better == "higher" else -difference
+
     def value_text(self, value: float) -> str:
         """Return a value as displayed, without its unit; empty if undefined."""
         return _number(value, self.digits)

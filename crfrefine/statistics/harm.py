@@ -34,20 +34,15 @@ class Decline:
     @property
     def is_significant(self) -> bool:
         """True if the test says that the metric is worse."""
-        # A test of ranks is significant, so the ranks tell its direction. Where higher values are
-        # not better, smaller magnitudes are.
-        effect = self.comparison.effect_size
-        if metric_named(self.metric).better != "higher":
-            effect = -effect
-        return self.p_adjusted < ALPHA and effect < 0
+        # A test of ranks is significant, so the ranks tell its direction.
+        gain = metric_named(self.metric).gain_of(self.comparison.effect_size)
+        return self.p_adjusted < ALPHA and gain < 0
 
     @property
     def is_better_on_average(self) -> bool:
         """True if the mean is better although cases are worse, by more than it is rounded."""
         metric = metric_named(self.metric)
-        gain = self.comparison.mean_difference
-        if metric.better != "higher":
-            gain = -gain
+        gain = metric.gain_of(self.comparison.mean_difference)
         return gain > 0 and metric.difference_text(gain) != metric.difference_text(0.0)
 
     @property
@@ -200,15 +195,16 @@ def judge_probabilities(
     probabilities of both methods.
     `titles` are names of regions for people.
     """
-    rows = [row for row in summary if row.method == method]
-    region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
+    region = None
+    compared = {}
+    for row in summary:
+        if row.method == method and row.comparison is not None:
+            compared[row.metric, row.region] = row.comparison
+            if row.family == Family.PROBABILITIES:
+                region = row.region
     if region is None:
         return None
-    compared = {}
-    for row in rows:
-        if row.region == region and row.comparison is not None:
-            compared[row.metric] = row.comparison
-    deciding = compared[NLL.name]
+    deciding = compared[NLL.name, region]
     change = Change.WORSE
     # Programs round a softmax differently, and ranks ignore how small such differences are. Equal
     # displayed means therefore count as no difference.
@@ -231,8 +227,8 @@ def judge_probabilities(
         cases = f"better in {deciding.wins} of {counted(deciding.num_pairs, 'case')}"
         figures[0] += f" ({cases}, p {format_p(deciding.p_value)})"
     for metric in CALIBRATION_METRICS.values():
-        if metric.name in compared and metric.name != NLL.name:
-            figures.append(_means_text(metric, compared[metric.name]))
+        if metric is not NLL and (metric.name, region) in compared:
+            figures.append(_means_text(metric, compared[metric.name, region]))
     known_titles = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}
     title = known_titles.get(region, region)
     sentence = f"The probabilities of {title}: {conclusion}, {', '.join(figures)}."

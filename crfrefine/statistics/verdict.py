@@ -207,20 +207,20 @@ def _judge_rivals(
     table: ResultTable, method: str, baseline: str, names: Sequence[str], regions: Sequence[str]
 ) -> tuple[Rival, ...]:
     """Compare a method with each rival; one without any case has no pairs."""
-    found = []
+    values_of = {}
+    comparisons = []
     for name in names:
         values = np.full((3, len(table.cases)), math.nan)
         if name in table.methods:
             values = table.means(ENDPOINT, [method, name, baseline], regions)
-        of_method, of_rival, of_baseline = values[:, ~np.isnan(values[0])]
-        comparison = compare_pairs(*values[:2], cases=table.cases)
+        values_of[name] = values[:, ~np.isnan(values[0])]
+        comparisons.append(compare_pairs(*values[:2], cases=table.cases))
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    rivals = []
+    for name, comparison, p_adjusted in zip(names, comparisons, adjusted, strict=True):
+        of_method, of_rival, of_baseline = values_of[name]
         gain, _ = center(of_rival - of_baseline)
         gain_of_method, _ = center(of_method - of_baseline)
-        found.append((name, comparison, gain, gain_of_method))
-
-    rivals = []
-    adjusted = holm([comparison.p_value for _, comparison, _, _ in found])
-    for (name, comparison, gain, gain_of_method), p_adjusted in zip(found, adjusted, strict=True):
         is_beaten = _outcome(comparison, p_adjusted) == Outcome.HELPS
         rivals.append(Rival(name, comparison, gain, gain_of_method, p_adjusted, is_beaten))
     return tuple(rivals)

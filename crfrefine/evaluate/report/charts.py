@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from crfrefine.base.array_types import Float64
 
@@ -44,45 +44,51 @@ def draw_charts(
     `dice` is that of `dice_by_region`. Without a verdict, only the last is drawn. Raise
     BackendUnavailableError without matplotlib.
     """
-    matplotlib = _matplotlib()
     regions = {region: values for region, (cases, values) in dice.items() if cases}
+    charts: dict[str, bytes] = {}
     if not regions:
-        return {}
-
-    charts = {}
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        if evaluation.verdict is not None:
-            values = next(iter(regions.values()))
-            figure, axes = _new_chart()
+        return charts
+    if evaluation.verdict is not None:
+        values = next(iter(regions.values()))
+        with _chart(charts, "Before and after") as axes:
             x = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
             _add_cases(axes, x, values, values[1] - values[0], has_lines=True)
             axes.plot([-0.06, 1.06], values.mean(axis=1), linestyle="", **_MEAN_MARK)
             axes.set_xticks([0, 1], [_short(method) for method in evaluation.compared])
             axes.set_xlim(-0.3, 1.3)
             axes.set_ylabel(DICE.title)
-            charts["Before and after"] = _png_of(figure)
-            figure, axes = _new_chart()
+        with _chart(charts, "Agreement (Bland-Altman)") as axes:
             _draw_agreement(axes, values)
-            charts["Agreement (Bland-Altman)"] = _png_of(figure)
-        shown = dict(itertools.islice(regions.items(), MAX_REGIONS))
-        title = "Each region"
-        if len(shown) < len(regions):
-            title = f"The first {MAX_REGIONS} of {len(regions)} regions"
-        figure, axes = _new_chart(max(_HEIGHT, 0.8 + 0.4 * len(shown)))
+    shown = dict(itertools.islice(regions.items(), MAX_REGIONS))
+    title = "Each region"
+    if len(shown) < len(regions):
+        title = f"The first {MAX_REGIONS} of {len(regions)} regions"
+    with _chart(charts, title, max(_HEIGHT, 0.8 + 0.4 * len(shown))) as axes:
         _draw_regions(axes, evaluation, shown)
-        charts[title] = _png_of(figure)
     return charts
 
 
-def _matplotlib() -> Any:
-    """Return matplotlib; raise BackendUnavailableError without it."""
+@contextmanager
+def _chart(charts: dict[str, bytes], title: str, height: float = _HEIGHT) -> Generator[Axes]:
+    """Add a chart to others, as the contents of a PNG file: what is drawn on the axes.
+
+    Raise BackendUnavailableError without matplotlib.
+    """
     try:
-        import matplotlib.figure
+        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendUnavailableError(
             f"matplotlib is missing ({error}): pip install 'crfrefine[report]'"
         ) from error
-    return matplotlib
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    charts[title] = buffer.getvalue()
 
 
 def draw_lesions(evaluation: Evaluation) -> bytes:
@@ -102,8 +108,8 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
     # Two classes of volumes for each power of ten.
     halves = 2 * np.log10([*itertools.chain(*volumes.values())] or [1.0])
     edges = 10.0 ** (np.arange(math.floor(halves.min()), math.floor(halves.max()) + 2) / 2)
-    with _matplotlib().rc_context({"text.parse_math": False, "font.size": 9}):
-        figure, axes = _new_chart()
+    chart: dict[str, bytes] = {}
+    with _chart(chart, "") as axes:
         for method in evaluation.compared:
             style: dict[str, Any] = {"color": OUTCOME_COLORS[0], "linewidth": 2.5, "alpha": 0.6}
             if method == evaluation.options.name:
@@ -121,24 +127,7 @@ def draw_lesions(evaluation: Evaluation) -> bytes:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        return _png_of(figure)
-
-
-def _new_chart(height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    """Return a new chart, and its axes to draw on."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _png_of(figure: Figure) -> bytes:
-    """Return a chart as the contents of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return chart[""]
 
 
 def _draw_agreement(axes: Axes, values: Float64) -> None:

@@ -43,18 +43,12 @@ def regions_of(evaluation: Evaluation, metric: str) -> tuple[str, ...]:
 
     The first, the leading one, is the mean over regions, or the only judged region.
     """
-    table = evaluation.table
-    if metric not in table.metrics:
-        return ()
-    measured = []
-    for region in table.regions:
-        values = [table.values(method, region, metric) for method in evaluation.compared]
-        if not np.isnan(values).all():
-            measured.append(region)
-    lead = evaluation.leading_region
-    if lead == MEAN and set(evaluation.judged_regions) & set(measured):
-        measured.insert(0, MEAN)
-    return tuple(sorted(measured, key=lambda region: region != lead))
+    measured = set()
+    for row in evaluation.summary:
+        if row.metric == metric and row.method in evaluation.compared and row.num_values:
+            measured.add(row.region)
+    regions = dict.fromkeys((evaluation.leading_region, *evaluation.table.regions))
+    return tuple(region for region in regions if region in measured)
 
 
 def dice_by_region(evaluation: Evaluation) -> dict[str, tuple[tuple[str, ...], Float64]]:
@@ -126,13 +120,12 @@ def rows_of(
 
     `lead_of` is the leading region of each metric.
     """
-    by_metric: dict[str, list[SummaryRow]] = {}
+    rows = []
     for row in evaluation.summary:
         if row.method == method and (row.num_values or row.comparison is not None):
-            by_metric.setdefault(row.metric, []).append(row)
-    rows = []
-    for of_metric in by_metric.values():
-        rows += sorted(of_metric, key=lambda row: row.region != lead_of[row.metric])
+            rows.append(row)
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    rows.sort(key=lambda row: (metrics.index(row.metric), row.region != lead_of[row.metric]))
     return rows
 
 
