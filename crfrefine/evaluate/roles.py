@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from crfrefine import io
-from crfrefine.base.geometry import describe_grid
 from crfrefine.base.label_options import REFERENCE
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import CaseFiles
@@ -79,7 +78,7 @@ def _kind_of(
 
 
 def _grid_of(header: VolumeHeader) -> str:
-    return f"{describe_grid(header.grid_shape, header.affine)}, {header.orientation}"
+    return f"{header.describe_grid()}, {header.orientation}"
 
 
 def _frame(reference: VolumeHeader, header: VolumeHeader) -> str:
