@@ -347,7 +347,7 @@ class _FileArrays:
                     "not zero there"
                 )
         if self.nan_files or self.uncovered is not None:  # A voxel of the image is NaN.
-            name = min(self.nan_files) if self.nan_files else first.path
+            name = min(self.nan_files, default=first.path)
             not_nan, mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
             self.not_nan = not_nan.T
             self.notes += of_nan

@@ -46,66 +46,65 @@ def read_network_file(
 ) -> tuple[VolumeHeader, VolumeHeader | None]:
     """Read the header of a network's output, of an array with the geometry of its frame.
 
-    It has the channels that the grid of the image shows. The second header is that of a label map
-    with which the values of an array are to be compared; None means that there is none. `others`
-    are files of the case that are no label maps of the network, and `label_map` is one if there is
-    none beside the file.
+    It has the channels that the grid of the image shows. The second header, and the last two
+    arguments, are as of `in_frame`.
     """
     header = read_header(path)
     if header.affine is not None:
         return with_channel_axis(header, image), None
-    grid, note, compared = find_frame(path, image, others, label_map)
-    return in_frame(with_channel_axis(header, grid), grid, note, image), compared
+    return in_frame(header, image, others, label_map, may_lack_channels=True)
 
 
 def in_frame(
-    header: VolumeHeader, grid: VolumeHeader, note: Note | None, image: VolumeHeader
-) -> VolumeHeader:
-    """Return the header of an array with the geometry of its frame, and the note on that.
-
-    It has no geometry on the axes of the image, as arrays always have it, and if its sizes do not
-    fit.
-    """
-    has_other_axes = header.on_same_grid(grid) and not image.on_same_grid(grid)
-    if note is not None and (has_other_axes or note.kind is NoteKind.UNKNOWN_FRAME):
-        header = replace(header, notes=(*header.notes, note))
-    if has_other_axes:
-        return _with_geometry(header, grid)
-    return header
-
-
-def _with_geometry(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing)
-
-
-def find_frame(
-    path: Path,
+    header: VolumeHeader,
     image: VolumeHeader,
     others: Collection[Path] = (),
     label_map: Path | None = None,
-) -> tuple[VolumeHeader, Note | None, VolumeHeader | None]:
-    """Return the frame of an array of scores, over the grid of an image; arguments as above.
+    *,
+    may_lack_channels: bool = False,
+) -> tuple[VolumeHeader, VolumeHeader | None]:
+    """Return the header of an array of scores with the geometry of its frame, and a note on that.
 
-    It is the grid in the array's order of axes, with a note on how it is known, or that it is not,
-    and the header of the label map with which the values are to be compared, if there is one.
-    Raise InputError if the plans beside it cannot be read.
+    It has no geometry on the axes of the image, as arrays always have it, and if its sizes do not
+    fit. The second header is that of a label map with which the values are to be compared; None
+    means that there is none. Raise InputError if the plans beside the array cannot be read.
+
+    Args:
+        header: the header of the array.
+        image: the header of the image.
+        others: files of the case that are no label maps of the network.
+        label_map: the network's label map, if there is none beside the array.
+        may_lack_channels: whether an array of three axes may be one channel, (z, y, x).
+
     """
+    path = header.path
     reader, source = reader_of(path.parent)
     is_turned = reader in _TOWARD_RAS and image.num_axes == 3
     compared = None
     if not is_turned or not has_clear_orientation(image.required_affine):
         compared = _label_map_beside(path, image, others, label_map)
-    if is_turned:
-        note = NoteKind.FRAME_OF_PLANS(path.name, axes=RAS, reader=reader, plans=str(source))
-        return toward_ras(image), note, compared
     grid = image
-    if compared is not None and not image.on_same_grid(compared):
+    if is_turned:
+        grid = toward_ras(image)
+    elif compared is not None and not image.on_same_grid(compared):
         grid = compared  # The network's own image had these axes.
+    if may_lack_channels:
+        header = with_channel_axis(header, grid)
+    notes = [*header.notes]
+    if header.on_same_grid(grid) and not image.on_same_grid(grid):
+        header = _with_geometry(header, grid)
+        if is_turned:
+            plans = str(source)
+            notes.append(NoteKind.FRAME_OF_PLANS(path.name, axes=RAS, reader=reader, plans=plans))
     if reader in _ON_AXES_OF_IMAGE:
-        return grid, None, None
-    if compared is None and not _runs_toward_ras(image):
-        return grid, NoteKind.UNKNOWN_FRAME(path.name, axes=image.orientation), None
-    return grid, None, compared
+        compared = None
+    elif not is_turned and compared is None and not _runs_toward_ras(image):
+        notes.append(NoteKind.UNKNOWN_FRAME(path.name, axes=image.orientation))
+    return replace(header, notes=tuple(notes)), compared
+
+
+def _with_geometry(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing)
 
 
 def toward_ras(grid: VolumeHeader) -> VolumeHeader:
@@ -187,7 +186,7 @@ class FrameCheck:
     def __init__(
         self, compared: VolumeHeader | None, header: VolumeHeader, image: VolumeHeader
     ) -> None:
-        """Read the label map of `find_frame` on the grid of the image; `header` is the array's."""
+        """Read the label map of `in_frame` on the grid of the image; `header` is the array's."""
         self._header = header
         self._image = image
         self._compared = compared

@@ -9,11 +9,11 @@ label 1 alone.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from crfrefine.arrays.label_maps import present_labels
 from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
@@ -103,11 +103,9 @@ def _are_label_maps(values: Float32, look: Look) -> bool:
         return False
     if look.is_equal.mean() < _SHARE_OF_BACKGROUND:
         return False
-    occurring = [np.bincount(channel.reshape(-1).astype(np.uint8)) > 0 for channel in values]
-    first = occurring[0]
-    if not first[0] or np.count_nonzero(first) < _MIN_LABELS:
-        return False
-    return all(np.array_equal(first, other) for other in occurring)
+    occurring = {present_labels(channel.astype(np.uint8)) for channel in values}
+    labels = occurring.pop()
+    return not occurring and labels[0] == 0 and len(labels) >= _MIN_LABELS
 
 
 def take_logits(
@@ -219,26 +217,25 @@ def network_of_stream(
         return one_hot, "labels"
 
     first = header.first
+    like = headers.image
+    interpolation = None
+    network_spacing = None
+    if not header.is_on_grid:
+        work = WorkGrid(like)
+        is_cubic = options.resample == CUBIC
+        grid_map = work.map_to(first)
+        notes += work.describe(first, "logits", "become background", how=HOW[is_cubic])
+        interpolation = Interpolation(grid_map, is_cubic=is_cubic)
+        network_spacing = grid_map.source_spacing(headers.spacing)
     network = StreamedNetwork(
         read,
         header.num_labels,
-        first.stored_grid,
+        like.stored_grid,
         options.type_of_scores,
         header.kind,
         header.path,
-        channel_labels=options.regions.labels_of_channels(header.num_labels),
-    )
-    if header.is_on_grid:
-        return network, kind
-    like = headers.image
-    work = WorkGrid(like)
-    is_cubic = options.resample == CUBIC
-    grid_map = work.map_to(first)
-    notes += work.describe(first, "logits", "become background", how=HOW[is_cubic])
-    network = replace(
-        network,
-        grid_shape=like.stored_grid,
-        interpolation=Interpolation(grid_map, is_cubic=is_cubic),
-        network_spacing=grid_map.source_spacing(headers.spacing),
+        interpolation,
+        network_spacing,
+        options.regions.labels_of_channels(header.num_labels),
     )
     return network, kind

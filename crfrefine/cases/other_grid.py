@@ -154,21 +154,18 @@ class WorkGrid:
             )
         return None
 
-    def require_overlap(
-        self, other: VolumeHeader, what: str, *, either_way: bool = False
-    ) -> GridMap:
-        """Return where the voxels of this grid lie on another.
+    def require_overlap(self, other: VolumeHeader, what: str, *, either_way: bool = False) -> None:
+        """Raise GridMismatchError if fewer than half of this grid's voxels lie on another one.
 
-        Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the
-        two grids should be one. With `either_way`, half of the other grid's voxels may lie on this
-        one instead.
+        It is raised as well if headers or sizes show that the two grids should be one. With
+        `either_way`, half of the other grid's voxels may lie on this one instead.
         """
         problem = f"{what} on another grid than the {self.name}"
         advice = explain_difference(self.header, self.name, other, what)
         if advice is None:
             grid_map = self.map_to(other)
             if self._is_enough(other, grid_map, either_way=either_way):
-                return grid_map
+                return
             problem = f"the {self._coverage(grid_map, what)}; expected at least half of them"
             advice = (
                 "Do the files belong together? Where a network has seen only a part, crop the "

@@ -11,7 +11,7 @@ from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import describe_grid, orientation_codes, same_grid, spacing_of
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten, text_of_sizes
-from crfrefine.cases.frame import OF_FRAME, find_frame, in_frame
+from crfrefine.cases.frame import OF_FRAME, in_frame
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.convert.options import ConversionOptions
@@ -57,8 +57,7 @@ def with_place(
         return with_axes(header, like, options.axes, options.align, notes), None, None
     compared = None
     if header.affine is None:
-        grid, note, compared = find_frame(header.path, like)
-        header = in_frame(header, grid, note, like)
+        header, compared = in_frame(header, like)
         notes += [note for note in header.notes if note.kind in OF_FRAME]
     return header, like, compared
 

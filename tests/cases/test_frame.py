@@ -210,7 +210,7 @@ def test_the_nearest_axes_of_double_oblique_planes_are_compared_with_the_label_m
     scores = write_scores(tmp_path / "p", affine)
     write_map(tmp_path / "p", affine)
     write_json(tmp_path / "p" / "plans.json", plans(image_reader_writer=TURNING[0]))
-    *_, compared = frame.find_frame(scores, io.read_header(image))
+    _, compared = frame.read_network_file(scores, io.read_header(image))
     assert compared is not None
     np.testing.assert_array_equal(read(image, scores).network_labels, labels_of_network())
     write_map(tmp_path / "p", affine, labels_of_network()[::-1])
