@@ -30,9 +30,9 @@ from crfrefine.cases.roles import ADVICE_ON_STROKES, error_of_image
 from crfrefine.errors import InputError
 from crfrefine.io.reading import (
     LABEL_ADVICE,
+    LABEL_LIMITS,
     LABEL_TOLERANCE,
     Piece,
-    read_integers,
     read_whole_numbers,
 )
 from crfrefine.io.volume import Segment, Segments, VolumeHeader, map_segments
@@ -65,11 +65,10 @@ def read_mapped(
     Only values of the mapping may be no labels, such as -1 or 70000. Arguments and errors are as of
     `read_whole_numbers`.
     """
-    far = [value for value in mapping if not 0 <= value <= MAX_LABEL]
-    if not far:
-        return map_labels(read_whole_numbers(file, tolerance, advice, rounding), mapping)
-    limits = (min(0, *far), max(MAX_LABEL, *far))
-    values = read_integers(file, tolerance, advice, rounding, limits)
+    limits = (min((0, *mapping)), max((MAX_LABEL, *mapping)))
+    values = read_whole_numbers(file, tolerance, advice, rounding, limits)
+    if limits == LABEL_LIMITS:
+        return map_labels(values, mapping)
     present = np.unique(values).tolist()
     numbers = [mapping.get(value, value) for value in present]
     for value, number in zip(present, numbers, strict=True):
@@ -103,8 +102,10 @@ def read_label_map(
     rounding = ""
     if not is_requested:  # In doubt, only whole numbers are labels.
         tolerance = 0.0
-        rounding = "--input-type labels rounds labels that a program has scaled, those within "
-        rounding += f"{LABEL_TOLERANCE:g}; "
+        rounding = (
+            "--input-type labels rounds labels that a program has scaled, those within "
+            f"{LABEL_TOLERANCE:g}; "
+        )
     labels, mapped = read_mapped(file, options.mapping, tolerance, advice, rounding)
     names = without_mapped(names_of(file.segments), options.mapping)
     labels, _ = options.names.renumber(file.path, names, labels, notes)

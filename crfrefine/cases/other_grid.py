@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +21,7 @@ from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader, header_of_grid
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Bool, Float32
-
-    Number = TypeVar("Number", bound=np.generic)
+    from crfrefine.base.array_types import Array, Bool, Float32
 
 # If a smaller part of the grid of work lies on another grid, the files hardly belong together.
 SMALL_OVERLAP = 0.5
@@ -72,12 +68,12 @@ class WorkGrid:
     def nearest(
         self,
         other: VolumeHeader,
-        values: NDArray[Number],
+        values: Array,
         what: str,
         notes: list[Note],
         *,
         outside: str,
-    ) -> NDArray[Number]:
+    ) -> Array:
         """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid.
 
         It is 0 outside its own grid. Arguments are as of `interpolated`.

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,9 +32,7 @@ from crfrefine.io.volume import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.base.array_types import Array, Bool, Float32, Labels
+    from crfrefine.base.array_types import Array, Bool, Float32
 
 
 # What changes with the content of a file.
@@ -272,27 +270,14 @@ def read_whole_numbers(
     tolerance: float = LABEL_TOLERANCE,
     advice: str = LABEL_ADVICE,
     rounding: str = "",
-) -> Labels:
+    limits: tuple[int, int] = LABEL_LIMITS,
+) -> Array:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
 
-    Beyond it, that takes a few megabytes. Raise InputError, with advice, if a value is farther than
-    `tolerance` from a whole number or cannot be a label, or if all would be rounded to 0; else as
-    `read_pieces`. The advice on `rounding` comes first where that would help.
-    """
-    values: Any = read_integers(header, tolerance, advice, rounding)
-    return cast("Labels", values)
-
-
-def read_integers(
-    header: VolumeHeader,
-    tolerance: float,
-    advice: str,
-    rounding: str,
-    limits: tuple[int, int] = LABEL_LIMITS,
-) -> NDArray[np.integer[Any]]:
-    """Read whole numbers within limits, ([z,] y, x); as int64, unless these are those of labels.
-
-    Arguments and errors are as of `read_whole_numbers`.
+    Within other limits than those of labels, numbers are int64. Beyond the array, reading takes a
+    few megabytes. Raise InputError, with advice, if a value is farther than `tolerance` from a
+    whole number or beyond the limits, or if all would be rounded to 0; else as `read_pieces`. The
+    advice on `rounding` comes first where that would help.
     """
     require_scalar(header, "a label map")
     shape = header.stored_grid
