@@ -7,6 +7,7 @@ Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,7 +49,6 @@ from crfrefine.cases.roles import (
     require_no_scores,
     require_other_channels,
     require_other_labels,
-    watched,
 )
 from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
@@ -58,7 +58,6 @@ from crfrefine.refinement.given import (
     ArrayNetwork,
     LabelMapNetwork,
     Network,
-    StreamedNetwork,
 )
 
 
@@ -196,19 +195,16 @@ def read_case(
     arrays = _FileArrays(headers, options, threads, is_streamed=is_streamed)
     notes = arrays.notes
     modalities = arrays.modalities()
-    network, kind = arrays.network()
-    if isinstance(network, StreamedNetwork):
-        read = watched(network.read, modalities, headers.network.path)
-        network = replace(network, read=read)
+    network, kind = arrays.network(modalities)
     mask = arrays.mask()
     grid = WorkGrid(headers.image)
     segments = arrays.segments()
     labels = None
     if with_labels and headers.labels is not None:
         values = read_reference(headers.labels, options, segments, notes)
-        path = headers.labels.path
-        mapping = options.reference_mapping
-        require_other_labels(modalities, values, REFERENCE, path, mapping)
+        require_other_labels(
+            modalities, values, REFERENCE, headers.labels.path, options.reference_mapping
+        )
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
@@ -257,8 +253,6 @@ class _FileArrays:
         self.nan_files: list[Path] = []  # images with voxels that are NaN
         # of modalities that are interpolated: why they are rather label maps, by their numbers
         self.evidence: dict[int, str] = {}
-        # where a modality does not reach, which is NaN, too
-        self.uncovered = find_uncovered(headers.images)
         self.times: dict[str, float] = {}  # seconds that some of them took
         network = headers.network
         has_scores = not is_streamed and not network.is_label_map
@@ -322,12 +316,15 @@ class _FileArrays:
         require_images(headers.files, modalities, self.notes)
         return modalities
 
-    def network(self) -> tuple[Network, str]:
-        """Return the network's output, and its kind, as of `Case.input_kind`."""
+    def network(self, modalities: Sequence[Modality]) -> tuple[Network, str]:
+        """Return the network's output, and its kind, as of `Case.input_kind`.
+
+        Channels that stream are compared with the modalities as they are read.
+        """
         if self.label_map is not None:
             return self.label_map, "labels"
         if self.scores is None:
-            return network_of_stream(self.headers, self.options, self.notes)
+            return network_of_stream(self.headers, modalities, self.options, self.notes)
         return network_of_scores(
             self.headers, self.scores, self.options, self.threads, self.times, self.notes
         )
@@ -346,9 +343,11 @@ class _FileArrays:
                     f"{file.path}: the mask is empty on the image's grid: it has no voxel that is "
                     "not zero there"
                 )
-        if self.nan_files or self.uncovered is not None:  # A voxel of the image is NaN.
+        # Where a modality does not reach, it is NaN, too.
+        uncovered = find_uncovered(self.headers.images)
+        if self.nan_files or uncovered is not None:
             name = min(self.nan_files, default=first.path)
-            not_nan, mask, of_nan = leave_out_nan(self.image, mask, name, self.uncovered)
+            not_nan, mask, of_nan = leave_out_nan(self.image, mask, name, uncovered)
             self.not_nan = not_nan.T
             self.notes += of_nan
         if file is None and self.options.mask_mode == "nonzero":

@@ -91,13 +91,11 @@ class CaseHeaders:
                     stored=text_of_sizes(f"{size:g}" for size in first.spacing),
                 )
             )
-        for place, image in enumerate(self.images):
+        names = self.files.modalities or [image.path.name for image in self.images]
+        for name, image in zip(names, self.images, strict=False):
             if not first.on_same_grid(image):
-                what = f"modality {image.path.name}"
-                if self.files.modalities:
-                    what = f"modality {self.files.modalities[place]}"
                 outside = "take no part, as if outside the mask"
-                notes += WorkGrid(first).describe(image, what, outside)
+                notes += WorkGrid(first).describe(image, f"modality {name}", outside)
         headers = (*self.images, *self.companions)
         for header in headers:
             for note in header.notes:
@@ -114,8 +112,8 @@ class CaseHeaders:
         for header in headers:
             if header.turning is not None:
                 names_of.setdefault(header.turning.about(""), []).append(header.path.name)
-        for turning, names in names_of.items():
-            notes.append(turning.about(listed(names, 3)))
+        for turning, turned in names_of.items():
+            notes.append(turning.about(listed(turned, 3)))
         return notes
 
 
@@ -130,17 +128,18 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         if files.problem:
             raise InputError(files.problem, cause="; ".join(files.missing))
         images = _read_images(files, options)
+        image = images[0]
         network = NetworkHeader((), 0, None)
         compared = None
         if files.network:
-            network, compared = _read_network_header(files, images[0], options)
+            network, compared = _read_network_header(files, image, options)
             what = "logits"
             if files.structures:
                 what = "structure"
             elif network.is_label_map:
                 what = "label map"
             for header in network.files:
-                _require_image_grid(what, images[0], header, options)
+                _require_image_grid(what, image, header, options)
             # After the grids: a file with its channels first has a wrong number of channels.
             if options.mapping and what in _NOT_MAPPED:
                 raise InputError(
@@ -150,11 +149,11 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             options.regions.require_number(network)
         mask = None
         if files.mask is not None:
-            mask = read_scalar(files.mask, "mask", images[0], options)
+            mask = read_scalar(files.mask, "mask", image, options)
         labels = None
         if files.labels is not None:
-            labels = read_scalar(files.labels, "labels", images[0], options)
-        strokes = [read_scalar(path, "strokes", images[0], options) for path in files.strokes]
+            labels = read_scalar(files.labels, "labels", image, options)
+        strokes = [read_scalar(path, "strokes", image, options) for path in files.strokes]
         return CaseHeaders(
             files,
             images,
@@ -162,7 +161,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             mask,
             labels,
             tuple(strokes),
-            files.spacing or images[0].geometry()[1],
+            files.spacing or image.geometry()[1],
             compared,
         )
 
@@ -180,7 +179,7 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
     for path in files.images[1:]:
         images.append(placed_on(read_header(path, VOLUME_SUFFIXES), first))
     for image in images:
-        if image.time and image.num_channels > 1:
+        if image.num_channels > 1 and image.time:
             description = read_dataset_description(image.path)
             if description is None or len(description.channel_names) != image.num_channels:
                 raise InputError(
@@ -191,7 +190,7 @@ def _read_images(files: CaseFiles, options: ReadingOptions) -> tuple[VolumeHeade
                     "  If they are modalities, name all of them in channel_names of a dataset.json "
                     "beside it."
                 )
-        if len(images) > 1 and image.num_channels > 1:
+        if image.num_channels > 1 and len(images) > 1:
             raise InputError(
                 f"{image.path}: expected one modality per file, as there are {len(images)} files; "
                 f"this one has {image.num_channels}"
@@ -242,11 +241,12 @@ def _read_network_header(
     if options.input_type != "labels":
         is_label_map = is_label_map and is_auto and has_one_value and not others
     if is_label_map and others:
-        found = "no geometry"
-        if others[0].affine is not None:
-            found = str(others[0].num_channels)
+        other = others[0]
+        found = str(other.num_channels)
+        if other.affine is None:
+            found = "no geometry"
         raise InputError(
-            f"{others[0].path}: expected a label map with one value per voxel, this file has "
+            f"{other.path}: expected a label map with one value per voxel, this file has "
             f"{found}; for logits or probabilities, leave --input-type labels out"
         )
     if is_label_map:

@@ -16,8 +16,9 @@ from crfrefine.arrays.foreground import (
 from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks
 from crfrefine.arrays.scales import are_rounded_probabilities, divide_by_scale
 from crfrefine.base.array_types import Float32
-from crfrefine.base.limits import MAX_LABEL, run_all
+from crfrefine.base.limits import run_all
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.cases.roles import is_in_range
 from crfrefine.errors import InputError
 from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.reading import (
@@ -105,7 +106,7 @@ def holds_rounded_probabilities(header: VolumeHeader) -> bool:
     are read for it.
     """
     values = read_channels(header)[0]
-    if np.mod(values, 1).any() or values.min() < 0 or values.max() > MAX_LABEL:
+    if np.mod(values, 1).any() or not is_in_range(values):
         return True
     return are_rounded_probabilities(values.astype(np.uint16), min_values=2)
 
@@ -131,7 +132,10 @@ def complete_channels(
     background = Background(header, options, pieces_of(values[1:]))
     if background.scale not in (None, options.scale):
         values[1:] /= np.float32(background.scale)
-    background.fill(values, slice(None))
+    if background.sums is None:
+        fill_background_of_channel(values, background.kind)
+    else:
+        fill_background(values, background.sums)
     return background.notes
 
 
@@ -163,7 +167,7 @@ class Background:
         self._header = header
         self.scale = options.scale  # by which the channels of the files are to be divided, or None
         self.kind = "probabilities"  # what all channels hold, or "logits"
-        self._sums: Float32 | None = None  # ([z,] y, x) over several channels
+        self.sums: Float32 | None = None  # ([z,] y, x) over several channels
         if header.num_channels == 1:
             # Its lowest, highest and not whole values show its content.
             telling: list[float] = []
@@ -176,42 +180,31 @@ class Background:
             self.kind, note = decide_channel(told, options.type_of_scores, header.kind, header.path)
             self.notes = [note]
             return
+        shape = header.first.stored_grid
         is_rounded = options.scale is not None
-        foreground = ForegroundSums(
-            header.first.stored_grid, str(header.path), is_rounded=is_rounded
-        )
+        foreground = ForegroundSums(shape, str(header.path), is_rounded=is_rounded)
         for piece in pieces:
             for label, values in enumerate(piece.values, start=piece.channels.start + 1):
                 foreground.add(label, values, piece.planes)
         note = NoteKind.CHANNELS_WITHOUT_BACKGROUND(header.path.name, channels=header.num_channels)
         self.notes = [note, *foreground.check()]
-        self._sums = foreground.sums
+        self.sums = foreground.sums
         if foreground.scale != 1:
             self.scale = foreground.scale
 
-    def fill(self, values: Float32, planes: slice) -> None:
-        """Compute channel 0 of some planes of all channels, (labels, planes, [y,] x)."""
-        if self._sums is None:
-            fill_background_of_channel(values, self.kind)
-        else:
-            fill_background(values, self._sums[planes])
-
     def read_pieces(self) -> Generator[Piece]:
-        """Yield the pieces of all channels, the background first."""
-        is_first = True
+        """Yield the pieces of all channels, the background of some planes before the others."""
         for piece in scaled_pieces(self._header, self.scale):
-            num_channels = len(piece.values)
-            sums = self._sums
-            if sums is None or num_channels == self._header.num_channels:  # all channels
-                values: Float32 = np.empty((num_channels + 1, *piece.values.shape[1:]), np.float32)
-                values[1:] = piece.values
-                self.fill(values, piece.planes)
-                yield Piece(slice(0, len(values)), piece.planes, values)
-                continue
-            if is_first:  # The channels come one after the other.
-                yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
-                is_first = False
+            planes = piece.planes
             values = piece.values.astype(np.float32, copy=False)
-            values /= np.maximum(sums[piece.planes], 1)
+            if piece.channels.start == 0:
+                background = np.zeros_like(values[:1])
+                if self.sums is not None:
+                    background += 1 - np.minimum(self.sums[planes], 1)
+                elif self.kind == "probabilities":
+                    background += 1 - values
+                yield Piece(slice(0, 1), planes, background)
+            if self.sums is not None:
+                values /= np.maximum(self.sums[planes], 1)
             channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
-            yield Piece(channels, piece.planes, values)
+            yield Piece(channels, planes, values)

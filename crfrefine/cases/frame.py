@@ -161,8 +161,7 @@ def _label_map_beside(
             continue
         with suppress(CrfRefineError, OSError):
             header = read_header(candidate, VOLUME_SUFFIXES)
-            is_on_grid = placed_on(header, image).on_same_grid(image)
-            if header.num_channels == 1 and header.kind is None and is_on_grid:
+            if header.num_channels == 1 and placed_on(header, image).on_same_grid(image):
                 return header
     return None
 

@@ -180,8 +180,7 @@ def read_reference(
     require_labels(labels, file.path, CUT_REFERENCE)
     wanted = options.names or LabelNames.of(names_of(known), "the network's output")
     names = names_in_reference(file, options)
-    option = f"{MAP_OPTION}{REFERENCE}:"
-    labels, _ = wanted.renumber(file.path, names, labels, notes, option)
+    labels, _ = wanted.renumber(file.path, names, labels, notes, f"{MAP_OPTION}{REFERENCE}:")
     return labels
 
 

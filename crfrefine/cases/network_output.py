@@ -9,6 +9,7 @@ label 1 alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -35,6 +36,7 @@ from crfrefine.cases.frame import FrameCheck
 from crfrefine.cases.label_input import label_map_of_one_hot
 from crfrefine.cases.other_grid import HOW, WorkGrid
 from crfrefine.cases.reading_options import ReadingOptions, RegionReading
+from crfrefine.cases.roles import Modality, watched
 from crfrefine.errors import InputError
 from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.volume import VolumeHeader
@@ -84,8 +86,7 @@ def kind_of_channels(
                 f"for logits, give {BY_HAND.format('logits')}."
             )
         return identify(look, input_type, header.kind, header.path)
-    name = str(header.path)
-    kind, reason = identify_regions(values, input_type, kind=header.kind, name=name)
+    kind, reason = identify_regions(values, input_type, kind=header.kind, name=str(header.path))
     what = "log-odds"
     if kind == "probabilities":
         what = "sigmoid probabilities"
@@ -192,12 +193,16 @@ def network_of_scores(
 
 
 def network_of_stream(
-    headers: CaseHeaders, options: ReadingOptions, notes: list[Note]
+    headers: CaseHeaders,
+    modalities: Sequence[Modality],
+    options: ReadingOptions,
+    notes: list[Note],
 ) -> tuple[Network, str]:
     """Return channels that stay in their files, or the label map of one-hot ones, and their kind.
 
     The files are read once or twice for it: for the background, and to see that they are not
-    one-hot. `notes` gets those on the files.
+    one-hot. Their next pass compares them with the modalities (`roles.watched`). `notes` gets those
+    on the files.
     """
     header = headers.network
     # Only a pass over the values shows the kind of undeclared channels (`tiles.streaming`): logits
@@ -228,7 +233,7 @@ def network_of_stream(
         interpolation = Interpolation(grid_map, is_cubic=is_cubic)
         network_spacing = grid_map.source_spacing(headers.spacing)
     network = StreamedNetwork(
-        read,
+        watched(read, modalities, header.path),
         header.num_labels,
         like.stored_grid,
         options.type_of_scores,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
 from crfrefine.arrays.resampling import count_outside, nearest, resample_logits
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import text_of_sizes
@@ -19,9 +19,6 @@ from crfrefine.io.formats import LABELS_SUFFIXES
 from crfrefine.io.paths import suffix_of
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader, header_of_grid
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32
 
 # If a smaller part of the grid of work lies on another grid, the files hardly belong together.
 SMALL_OVERLAP = 0.5

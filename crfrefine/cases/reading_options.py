@@ -125,9 +125,9 @@ class RegionReading:
         if self.scheme is not None:
             numbers.append(f"{self.scheme.num_regions}, one per region")
             regions = f"\n  {self.scheme.describe()}"
-        if self.numbers and self.numbers != tuple(range(len(self.numbers))):
-            labels = listed(self.numbers)
-            numbers.append(f"{len(self.numbers)}, one for each of the labels {labels}")
+        labels = self.labels_of_channels(len(self.numbers))
+        if labels is not None:
+            numbers.append(f"{len(labels)}, one for each of the labels {listed(labels)}")
         if self.num_labels is not None and self.source != CHANNEL_LABELS:
             numbers.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
         advice = (
@@ -152,12 +152,12 @@ def find_regions(
 
     The first `dataset.json` counts. Raises InputError for both regions and labels of channels.
     """
-    if requested is not None and channel_labels is not None:
-        raise InputError(f"{GIVEN} and {CHANNEL_LABELS}: channels have one of the two")
+    if channel_labels is not None:
+        if requested is not None:
+            raise InputError(f"{GIVEN} and {CHANNEL_LABELS}: channels have one of the two")
+        return RegionReading(None, CHANNEL_LABELS, len(channel_labels), channel_labels)
     if requested is not None:
         return RegionReading(requested, GIVEN)
-    if channel_labels is not None:
-        return RegionReading(None, CHANNEL_LABELS, len(channel_labels), channel_labels)
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
