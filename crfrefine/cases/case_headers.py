@@ -81,7 +81,7 @@ class CaseHeaders:
         Another spacing than the image's, modalities on other grids, notes of the headers, and
         turned voxel axes.
         """
-        first = self.images[0]
+        first = self.image
         notes = list[Note]()
         if first.spacing is not None and first.spacing != self.spacing:
             notes.append(

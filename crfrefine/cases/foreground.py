@@ -149,8 +149,9 @@ def scaled_pieces(header: NetworkHeader, scale: float | None) -> Generator[Piece
     """Yield the pieces of files; with a scale, they are divided by it, as float32."""
     for piece in read_pieces(*header.files):
         if scale is not None:
-            values = divide_by_scale(piece.values.astype(np.float32), scale, header.path)
-            piece = piece._replace(values=values)
+            piece = piece._replace(
+                values=divide_by_scale(piece.values.astype(np.float32), scale, header.path)
+            )
         yield piece
 
 
@@ -176,8 +177,9 @@ class Background:
                 values = piece.values
                 telling += [float(values.min()), float(values.max())]
                 broken = broken or values[np.mod(values, 1) != 0][:1].tolist()
-            told = np.array(telling + broken)
-            self.kind, note = decide_channel(told, options.type_of_scores, header.kind, header.path)
+            self.kind, note = decide_channel(
+                np.array(telling + broken), options.type_of_scores, header.kind, header.path
+            )
             self.notes = [note]
             return
         shape = header.first.stored_grid

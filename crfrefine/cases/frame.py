@@ -208,8 +208,8 @@ class FrameCheck:
         if self._axes is None:
             if self._compared is None or _runs_toward_ras(self._image):
                 return []
-            name = self._header.path.name
-            return [NoteKind.UNKNOWN_FRAME(name, axes=self._image.orientation)]
+            axes = self._image.orientation
+            return [NoteKind.UNKNOWN_FRAME(self._header.path.name, axes=axes)]
         self._axes.add(values)
         return self._conclude(self._axes, are_regions=are_regions)
 
@@ -267,11 +267,11 @@ class FrameCheck:
                 f"  {advice}\n    {convert}"
             )
         if is_doubtful(shares[0]):
-            note = NoteKind.DOUBTFUL_FRAME(
-                path.name,
-                axes=self._image.orientation,
-                label_map=label_map.name,
-                share=shares[0],
-            )
-            return [note]
+            axes_of_image = self._image.orientation
+            name = label_map.name
+            return [
+                NoteKind.DOUBTFUL_FRAME(
+                    path.name, axes=axes_of_image, label_map=name, share=shares[0]
+                )
+            ]
         return []

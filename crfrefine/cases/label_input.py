@@ -229,8 +229,7 @@ def label_map_of_one_hot(
     if labels is None:
         return None
     reason = "each voxel has 1 in one channel and 0 in the others"
-    name = header.path.name
-    notes.append(NoteKind.TAKEN_AS(name=name, what="a label map", reason=reason))
+    notes.append(NoteKind.TAKEN_AS(name=header.path.name, what="a label map", reason=reason))
     num_labels = header.num_labels
     channel_labels = options.regions.labels_of_channels(num_labels)
     if channel_labels is not None:
@@ -259,9 +258,8 @@ def on_image_grid(
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not like.on_same_grid(file):
         if network_spacing == AUTO:
-            image_axes = like.required_affine[:3, :3]
             # Voxels of the file that one voxel of the image is long, along each axis.
-            in_file = np.linalg.solve(file.required_affine[:3, :3], image_axes)
+            in_file = np.linalg.solve(file.required_affine[:3, :3], like.required_affine[:3, :3])
             lengths = np.linalg.norm(in_file, axis=0)[: like.num_axes]
             if (lengths < 1.0 - 1e-3).any():  # A coarser grid; headers keep six digits.
                 network_spacing = tuple((np.array(headers.spacing) / lengths).tolist())

@@ -74,14 +74,13 @@ def stays_in_files(headers: CaseHeaders, options: ReadingOptions) -> bool:
     file = network.first
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and
     # read as a whole.
-    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
+    regions = options.regions
     num_axes = first.num_axes
     has_axes = num_axes <= MAX_DIMS and file.num_axes == num_axes
-    if network.is_label_map or has_regions or not has_axes:
+    if network.is_label_map or regions.scheme is not None or regions.problem or not has_axes:
         return False
     # Channels on an oblique grid are interpolated as a whole.
-    is_interpolated = not network.is_on_grid
-    if is_interpolated and WorkGrid(first).map_to(file).source_axes is None:
+    if not network.is_on_grid and WorkGrid(first).map_to(file).source_axes is None:
         return False
     limit, _ = memory_limit(options.max_memory)
     largest = max(min(MAX_IN_MEMORY, limit // SHARE_IN_MEMORY), MIN_STREAMED)

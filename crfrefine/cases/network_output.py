@@ -141,7 +141,8 @@ def network_of_scores(
     header = headers.network
     notes += complete_channels(values, header, options)
     regions = options.regions.scheme_of(values, header)
-    check = FrameCheck(headers.compared, header.first, headers.image)
+    like = headers.image
+    check = FrameCheck(headers.compared, header.first, like)
     notes += check.look(values, are_regions=regions is not None)
     input_type = options.type_of_scores
     look = None
@@ -165,7 +166,6 @@ def network_of_scores(
     notes.append(note)
     values = take_logits(values, kind, regions, threads)
 
-    like = headers.image
     network_spacing = None
     unseen = None
     if not header.is_on_grid:
@@ -185,9 +185,7 @@ def network_of_scores(
         times["resample"] = time.perf_counter() - started
         unseen = stored_unseen.T
     logits = reverse_grid(values.reshape(len(values), *like.stored_grid))
-    channel_labels = None
-    if regions is None:
-        channel_labels = options.regions.labels_of_channels(len(logits))
+    channel_labels = options.regions.labels_of_channels(len(logits))
     network = ArrayNetwork(logits, "logits", regions, network_spacing, unseen, channel_labels)
     return network, kind
 

@@ -172,8 +172,8 @@ class WorkGrid:
                     "Do the files belong together? Crop the image to the part that all modalities "
                     "show, or leave this one out: the grid is that of the first modality."
                 )
-            order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
-            advice = order or advice
+            reason = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
+            advice = reason or advice
         raise GridMismatchError(
             f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
         )

@@ -89,8 +89,8 @@ def reader_of(folder: Path) -> tuple[str, Path | None]:
 
     It is such as "SimpleITKIO", and comes with the file that names it; ("", None) if none does.
     """
-    keys = {PLANS: "image_reader_writer", DATASET: "overwrite_image_reader_writer"}
-    for name, key in keys.items():
+    keys = ((PLANS, "image_reader_writer"), (DATASET, "overwrite_image_reader_writer"))
+    for name, key in keys:
         path = file_of_network(folder, name)
         if path is None:
             continue
