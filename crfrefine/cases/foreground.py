@@ -95,8 +95,7 @@ def _look_for_labels(header: VolumeHeader, of_region: bool, needs_foreground: bo
             "label\n  Write a mask as 0 and 1; for the probability of label 1 where there is none "
             f"of it, give\n  {BY_HAND.format('probabilities')}."
         )
-    is_scaled_mask = low == high and high >= 1 - LABEL_TOLERANCE
-    return is_whole or is_scaled_mask
+    return is_whole or low == high >= 1 - LABEL_TOLERANCE  # a scaled mask
 
 
 def holds_rounded_probabilities(header: VolumeHeader) -> bool:

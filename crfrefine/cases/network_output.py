@@ -149,7 +149,7 @@ def network_of_scores(
     if options.input_type == "auto" and regions is None:
         look = look_at(values)
         if look.is_binary:
-            num_nowhere = int(np.count_nonzero(look.sums == 0))
+            num_nowhere = np.count_nonzero(look.sums == 0)
             if len(header.files) > 1 and num_nowhere:
                 # The first structure would be taken for background, and the background for padding.
                 raise InputError(

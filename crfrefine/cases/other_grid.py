@@ -267,7 +267,6 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
     It is extended where another grid has voxel centers outside of it: the border of a coarser voxel
     may be outside.
     """
-    affine = grid.required_affine
     first = np.zeros(3)
     last = np.array((*grid.grid_shape, 1)[:3]) - 1.0
     end = last + 0.5
@@ -287,6 +286,6 @@ def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader
     shape = tuple((last - first + 1).astype(int)[:num_axes].tolist())
     if shape == grid.grid_shape:
         return grid
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ first
+    moved = grid.required_affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ first
     return header_of_grid(shape, moved, grid.path)

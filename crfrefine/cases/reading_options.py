@@ -219,8 +219,8 @@ def declared_labels(
             return DeclaredLabels(description.numbers or (0,), str(description.path))
     if parameters is None or parameters.num_labels is None:
         return None
-    numbers = tuple(range(parameters.num_labels))
-    return DeclaredLabels(numbers, "the parameters, which have values per label")
+    source = "the parameters, which have values per label"
+    return DeclaredLabels(tuple(range(parameters.num_labels)), source)
 
 
 def number_structures(
@@ -265,8 +265,7 @@ def number_structures(
         if described.keys() >= by_name.keys():
             numbers = {name: described[name] for name in by_name}
             break
-    all_numbers = (0, *sorted(numbers.values()))
-    return DeclaredLabels(all_numbers, "the names of the structures", numbers)
+    return DeclaredLabels((0, *sorted(numbers.values())), "the names of the structures", numbers)
 
 
 def find_modality_names(
