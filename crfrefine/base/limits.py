@@ -167,6 +167,15 @@ _SIZE = re.compile(
 )
 
 
+def parse_jobs(text: str) -> int | None:
+    """Return a number of cases; None for "auto"."""
+    if text == "auto":
+        return None
+    if text.isdecimal() and 1 <= int(text) <= MAX_THREADS:
+        return int(text)
+    raise InputError(f"expected auto, or a number of cases from 1 to {MAX_THREADS}; got {text!r}")
+
+
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a number of bytes.
 

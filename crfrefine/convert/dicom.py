@@ -193,5 +193,5 @@ def _write_segmentation(
         series_number=options.series_number,
         series_description=options.series_description,
     )
-    source_text = describe_source(header, "label map")
-    return f"{source_text} -> {target}: DICOM segmentation of {grid.path}"
+    sentence = describe_source(header, "label map")
+    return f"{sentence} -> {target}: DICOM segmentation of {grid.path}"

@@ -115,9 +115,14 @@ def with_axes(
         common = "first and last voxels at those of"
         if align == "edges":
             common = "the field of view of"
-        grid = describe_grid(shape, placed)
-        file = header.path.name
-        notes.append(NoteKind.PLACED_ARRAY(file, grid=grid, common=common, image=like.path.name))
+        notes.append(
+            NoteKind.PLACED_ARRAY(
+                header.path.name,
+                grid=describe_grid(shape, placed),
+                common=common,
+                image=like.path.name,
+            )
+        )
     return replace(header, affine=placed, spacing=spacing_of(placed, len(shape)))
 
 

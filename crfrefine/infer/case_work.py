@@ -74,8 +74,7 @@ def refine_case(in_flight: CaseInFlight) -> CaseRecord:
         result = work.refine()
         work.describe(result)
         in_flight.end_computing()
-        written = work.write_beside(result)
-        work.write(result, written)
+        work.write(result, work.write_beside(result))
     return record
 
 
@@ -109,7 +108,7 @@ class CaseWork:
         )
         in_flight.take_memory(needed)
         threads = in_flight.share_of_threads()
-        # as long as its arrays are needed
+        # It is kept as long as its arrays are needed.
         self._case = case = read_case(headers, reading, is_streamed=is_streamed, threads=threads)
         record = self.record
         record.contents.update(contents_of_inputs(self._files))
@@ -233,11 +232,9 @@ class CaseWork:
         if not isinstance(self._case.network, LabelMapNetwork):
             labels = labels_of_channels(result)
         del self._case
-        kinds = ("probabilities", "logits", "probabilities")
-        paths = (outputs.probabilities, outputs.logits, outputs.archive)
-        for path, kind in zip(paths, kinds, strict=True):
-            if path is not None:
-                self._write_channels(path, kind, result, labels)
+        self._write_channels(outputs.probabilities, "probabilities", result, labels)
+        self._write_channels(outputs.logits, "logits", result, labels)
+        self._write_channels(outputs.archive, "probabilities", result, labels)
         written = list(outputs.all())
         if outputs.archive is not None and outputs.properties is not None:
             copy = outputs.archive.with_suffix(".pkl")  # a pickle, which is never loaded
@@ -268,13 +265,15 @@ class CaseWork:
         return list(dict.fromkeys([*written, *number_of_file]))
 
     def _write_channels(
-        self, path: Path, kind: str, result: RefinementResult, labels: Sequence[int]
+        self, path: Path | None, kind: str, result: RefinementResult, labels: Sequence[int]
     ) -> None:
         """Write the channel of each label, or region, also of labels that occur nowhere.
 
         An archive (.npz) has them as nnU-Net does, (label, z, y, x): its plans may turn axes, and
-        of a plane, z is 1.
+        of a plane, z is 1. Without a path nothing is written.
         """
+        if path is None:
+            return
         if result.channels.is_streamed:
             temperature = result.output_temperature if kind == "probabilities" else None
 
@@ -322,9 +321,14 @@ class CaseWork:
         for one in self._named:
             if one.label in labels and result.regions is None and not is_archive:
                 segments.append(replace(one, label=labels.index(one.label)))
-        threads = self.in_flight.share_of_threads()
         write_pieces(
-            path, grid, len(labels), planes_of, kind=kind, threads=threads, segments=segments
+            path,
+            grid,
+            len(labels),
+            planes_of,
+            kind=kind,
+            threads=self.in_flight.share_of_threads(),
+            segments=segments,
         )
 
     def write(self, result: RefinementResult, written: Sequence[Path]) -> None:

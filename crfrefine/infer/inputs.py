@@ -41,8 +41,8 @@ def find_inputs(options: InferenceOptions, references: Path | None = None) -> Ru
     Raise InputError if no case has logits or a label map.
     """
     mask = options.masks if isinstance(options.masks, Path) else None
-    named = (options.nnunet, options.manifest, mask)
-    add_volumes(*options.images, *options.logits, *options.strokes, *named)
+    add_volumes(*options.images, *options.logits, *options.strokes)
+    add_volumes(options.nnunet, options.manifest, mask)
     sources = Sources(
         options.images,
         options.logits,

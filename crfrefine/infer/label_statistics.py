@@ -44,17 +44,18 @@ def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> l
     size_ml = voxel_ml(case.spacing)
     for label, before, after in result.changes.by_label():
         count = int(counts[label])
-        row = {
-            "label": label,
-            "name": names.get(str(label), ""),
-            "ml_before": before * size_ml,
-            "ml_after": after * size_ml,
-            "means": [total / count if count else None for total in sums[:, label].tolist()],
-        }
         changes = result.component_changes[label]
-        row.update(zip(COMPONENT_CHANGES, changes.counts, strict=True))
-        row[LARGEST_VANISHED] = changes.largest_vanished * size_ml
-        rows.append(row)
+        rows.append(
+            {
+                "label": label,
+                "name": names.get(str(label), ""),
+                "ml_before": before * size_ml,
+                "ml_after": after * size_ml,
+                "means": [total / count if count else None for total in sums[:, label].tolist()],
+                **dict(zip(COMPONENT_CHANGES, changes.counts, strict=True)),
+                LARGEST_VANISHED: changes.largest_vanished * size_ml,
+            }
+        )
     return rows
 
 

@@ -1,12 +1,12 @@
 """The options of `crfrefine infer`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from crfrefine.base.label_options import InputOptions
-from crfrefine.base.limits import MAX_PARTS, parse_size
+from crfrefine.base.limits import MAX_PARTS, parse_jobs, parse_size
 from crfrefine.base.numerics import MAX_THREADS
 from crfrefine.base.option import (
     CLUSTER,
@@ -17,7 +17,6 @@ from crfrefine.base.option import (
     parse_path,
     path_text,
 )
-from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
@@ -28,15 +27,6 @@ def _path_or_nonzero(text: str) -> Path | str:
     if text == "nonzero":
         return text
     return parse_path(text)
-
-
-def _parse_jobs(text: str) -> int | None:
-    """Return a number of cases; None for "auto"."""
-    if text == "auto":
-        return None
-    if text.isdecimal() and 1 <= int(text) <= MAX_THREADS:
-        return int(text)
-    raise InputError(f"expected auto, or a number of cases from 1 to {MAX_THREADS}; got {text!r}")
 
 
 def _default_parameters() -> "CrfParameters":
@@ -120,7 +110,7 @@ class InferenceOptions(InputOptions):
             "Cases in work at a time, which share the threads; auto: as many as there are threads "
             "and memory for; a GPU refines them one after the other. The results are the same.",
             "N|auto",
-            _parse_jobs,
+            parse_jobs,
             panel=RESOURCES,
         ),
     ] = None  # auto
@@ -284,3 +274,13 @@ class InferenceOptions(InputOptions):
         from crfrefine.io.paths import suffix_of  # It imports numpy, which `--help` does without.
 
         return bool(suffix_of(self.output)) and not self.output.is_dir()
+
+    def with_absolute_paths(self) -> Self:
+        """Return the options with paths that do not depend on the current folder."""
+        paths: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Path):
+                paths[name] = value.absolute()
+        for name in ("images", "logits", "strokes"):
+            paths[name] = tuple(path.absolute() for path in getattr(self, name))
+        return replace(self, **paths)

@@ -141,6 +141,36 @@ class OutputFiles:
         files = segment_files(self.folder, occurring, suffix_of(self.label_map))
         return {path: segment.label for path, segment in files.items()}
 
+    def check_paths(
+        self, case_id: str, written_by: dict[str, str], occupied: Collection[str]
+    ) -> None:
+        """Raise InputError if another case has an output of this one, or one replaces an input.
+
+        `written_by` gets the case of each real path. The folder of labels must be none of those
+        `occupied` by label maps.
+        """
+        for path in (*self.structures, self.label_map):
+            require_suffix(path)
+        written = [file for path in self.all() for file in files_written(path)]
+        places = [*written]
+        if self.folder is not None:
+            places.append(self.folder)
+        for path in places:
+            other = written_by.setdefault(os.path.realpath(path), case_id)
+            if other != case_id:
+                raise InputError(
+                    f"{path}: an output of the case {other!r} and of {case_id!r}; "
+                    "choose another output for one of them"
+                )
+        if self.folder is not None:
+            if os.path.realpath(self.folder) in occupied:
+                where = f"{self.folder}, which holds other files; choose another output"
+                raise InputError(f"case {case_id!r}: --save-structures writes into {where}")
+            # The names of the labels that a case has are not known yet.
+            written += self.folder.glob("*")
+        for path in written:
+            check_no_input(path)
+
     def require_no_stale_input(self, files: CaseFiles) -> None:
         """Raise InputError if `remove_stale` would remove an input, before the case is refined."""
         for path, (checksum, inputs) in self.before.items():
@@ -225,7 +255,11 @@ def plan_outputs(
     all_outputs = []
     for files in cases:
         all_outputs.append(OutputFiles.of_case(files, options, numbers, is_nnunet))
-    _check_paths(cases, all_outputs)
+    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in all_outputs}))
+    written_by: dict[str, str] = {}
+    for files, outputs in zip(cases, all_outputs, strict=True):
+        if not files.problem:
+            outputs.check_paths(files.case_id, written_by, occupied)
     # The next run would take results in a folder of images or logits as such.
     folders: set[Path] = set()
     for files in cases:
@@ -240,36 +274,6 @@ def plan_outputs(
             "choose another folder for the results"
         )
     return all_outputs
-
-
-def _check_paths(cases: Sequence[CaseFiles], all_outputs: Sequence[OutputFiles]) -> None:
-    """Raise InputError if two cases have one output, or if an output would replace an input."""
-    occupied = set(map(os.path.realpath, {outputs.label_map.parent for outputs in all_outputs}))
-    written_by: dict[str, str] = {}
-    for files, outputs in zip(cases, all_outputs, strict=True):
-        if files.problem:
-            continue
-        for path in (*outputs.structures, outputs.label_map):
-            require_suffix(path)
-        written = [file for path in outputs.all() for file in files_written(path)]
-        places = [*written]
-        if outputs.folder is not None:
-            places.append(outputs.folder)
-        for path in places:
-            other = written_by.setdefault(os.path.realpath(path), files.case_id)
-            if other != files.case_id:
-                raise InputError(
-                    f"{path}: an output of the case {other!r} and of {files.case_id!r}; "
-                    "choose another output for one of them"
-                )
-        if outputs.folder is not None:
-            if os.path.realpath(outputs.folder) in occupied:
-                where = f"{outputs.folder}, which holds other files; choose another output"
-                raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
-            # The names of the labels that a case has are not known yet.
-            written += outputs.folder.glob("*")
-        for path in written:
-            check_no_input(path)
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles, reading: ReadingOptions) -> bool:

@@ -112,6 +112,7 @@ class RunPlan:
         are refined again, and on those that are left as they are.
         """
         options = self.options
+        reading = self.inputs.reading
         summary = self.summary
         device = summary.device
         if device != "cpu" and not options.dask:
@@ -143,12 +144,11 @@ class RunPlan:
             left_over = {path: made for path, made in written.items() if path not in planned}
             # For names that the system refuses, `path.is_file()` raises an exception.
             there = set(filter(os.path.isfile, optional_files(outputs.label_map)))
-            unknown = sorted(there - planned - written.keys())
+            unknown = there - planned - written.keys()
             outputs = replace(outputs, before=left_over, unknown=unknown)
             if left_over and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)
-            reading = self.inputs.reading
             self.tasks.append(Task(files, outputs, own_options, reading, device, fold, record))
         summary.num_cases = len(self.tasks)
         if unmeasured:

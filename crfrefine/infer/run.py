@@ -6,13 +6,10 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.notes import NoteKind
-from crfrefine.base.plain import Json
 from crfrefine.cases.role_table import tell_roles
 from crfrefine.errors import CrfRefineError, StorageError
 from crfrefine.infer.case_work import refine_case
@@ -32,7 +29,7 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
     Interrupts are passed on.
     """
     if options.dask is not None:  # Workers run in other folders.
-        options = _with_absolute_paths(options)
+        options = options.with_absolute_paths()
     observer = observer or RunObserver()
     plan = RunPlan(options)
     started = time.perf_counter()
@@ -73,17 +70,6 @@ def run_inference(options: InferenceOptions, observer: RunObserver | None = None
             if plan.record_file is not None and waiting:
                 ending.callback(add_lines, plan.record_file, waiting)
     return summary
-
-
-def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
-    """Return the options with paths that do not depend on the current folder."""
-    paths: Json = {}
-    for name, value in vars(options).items():
-        if isinstance(value, Path):
-            paths[name] = value.absolute()
-    for name in ("images", "logits", "strokes"):
-        paths[name] = tuple(path.absolute() for path in getattr(options, name))
-    return replace(options, **paths)
 
 
 def _run_cases(

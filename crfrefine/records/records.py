@@ -121,8 +121,8 @@ class CaseRecord(Record):
     @property
     def largest_vanished_ml(self) -> float:
         """The largest component of any label that vanished; 0 without one, or if unknown."""
-        rows = self.statistics or ()
-        return max((row.get(LARGEST_VANISHED, 0.0) for row in rows), default=0.0)
+        volumes = [row.get(LARGEST_VANISHED, 0.0) for row in self.statistics or ()]
+        return max(volumes, default=0.0)
 
     def describes(self, label_map: Path) -> bool:
         """Return whether a label map is still the one that the case was given."""
@@ -217,8 +217,7 @@ class RunSummary:
             return ""
         from crfrefine.metrics.lesion_matching import COMPONENT_CHANGES, changes_text
 
-        counts = [[row.get(change, 0) for change in COMPONENT_CHANGES] for row in rows]
-        text = changes_text(counts)
+        text = changes_text([row.get(change, 0) for change in COMPONENT_CHANGES] for row in rows)
         worst = max(self.cases, key=lambda record: record.largest_vanished_ml)
         if worst.largest_vanished_ml:
             volume = f"{worst.largest_vanished_ml:.3g} ml"
