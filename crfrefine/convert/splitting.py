@@ -59,8 +59,7 @@ def files_of_segments(
     folder: Path, segments: Iterable[Segment], options: ConversionOptions
 ) -> list[Path]:
     """Return the file of each segment, which has its name; raise InputError for other files."""
-    suffix = options.suffix or ".nii.gz"
-    files = list(segment_files(folder, segments, suffix))
+    files = list(segment_files(folder, segments, options.suffix or ".nii.gz"))
     for file in files:
         require_suffix(file, WRITTEN_SUFFIXES)
         check_replaceable(file)

@@ -174,9 +174,9 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
     """
     truth = read_volume(folder / "labels" / refined.name).data
     before = argmax_labels(read_logits([folder / "logits" / refined.name]))
-    after = read_volume(refined).data
+    maps = (truth, before, read_volume(refined).data)
     for label in range(1, NUM_LABELS):
-        masks = [labels == label for labels in (truth, before, after)]
+        masks = [labels == label for labels in maps]
         dices = [MaskPair(mask, masks[0]).dice() for mask in masks[1:]]
         numbers = [label_components(mask)[1] for mask in masks]
         yield label, dices, numbers

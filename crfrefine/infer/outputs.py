@@ -134,9 +134,8 @@ class OutputFiles:
         """
         assert self.folder is not None
         if not segments:
-            pairs = label_names.items()
-            names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
-            segments = named_segments(names)
+            named = named_segments(label_names)
+            segments = [segment for segment in named if segment.name not in RESERVED_NAMES]
         occurring = segments_of(labels, segments, vanished)
         files = segment_files(self.folder, occurring, suffix_of(self.label_map))
         return {path: segment.label for path, segment in files.items()}

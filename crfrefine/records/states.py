@@ -84,7 +84,7 @@ class CaseState:
     """The state of a case by the records of runs, for `--continue` and for `status`.
 
     It is seen from a run and its settings, `now`. `others` are the outputs beside the label map,
-    and `number` is that of the case in the run.
+    None those of the last line, and `number` is that of the case in the run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CaseState:
         recorded: RecordedRuns,
         case_id: str,
         label_map: Path,
-        others: Sequence[Path],
+        others: Sequence[Path] | None,
         now: RunSummary,
         number: int = 0,
     ) -> None:
@@ -107,7 +107,11 @@ class CaseState:
         self.record: CaseRecord | None = None
         self.run: RunSummary | None = None
         record, run = recorded.latest(case_id, label_map)
-        paths = (label_map, *others)
+        paths = [label_map, *(others or ())]
+        if others is None and record is not None:
+            for path in (record.probabilities, record.logits, record.preview, record.structures):
+                if path is not None:
+                    paths.append(label_map.parent / path.name)
         # No exception for odd names.
         gone = next((path for path in paths if not os.path.exists(path)), None)  # noqa: PTH110
         if record is not None and record.status == "failed":
@@ -243,12 +247,7 @@ def case_states(folder: Path) -> tuple[list[CaseState], list[Note], bool]:
     for run in sorted(last_runs.values(), key=lambda run: run.started):
         for number, (case_id, name) in enumerate(run.all_cases.items()):
             label_map = folder / name
-            others = []
-            record, _ = recorded.latest(case_id, label_map)
-            if record is not None:
-                paths = (record.probabilities, record.logits, record.preview, record.structures)
-                others = [label_map.parent / path.name for path in paths if path is not None]
-            states[case_id] = CaseState(recorded, case_id, label_map, others, run, number)
+            states[case_id] = CaseState(recorded, case_id, label_map, None, run, number)
 
     is_complete = not recorded.notes and all(case.state == "done" for case in states.values())
     notes = list(recorded.notes)
