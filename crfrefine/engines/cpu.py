@@ -118,16 +118,15 @@ class CpuBackend(Backend):
             return False
         kernels, built, built_threads = self._kept
         built_spec = kernels.spec
-        if replace(spec, num_iterations=built_spec.num_iterations) != built_spec:
-            return False
-        if threads != built_threads or image.axes != built.axes:
-            return False
-        if tuple(image.spacing) != tuple(built.spacing):
-            return False
-        if not (_are_equal(image.values, built.values) and _are_equal(image.mask, built.mask)):
-            return False
-        if spec == built_spec:
-            return True
+        is_same = (
+            replace(spec, num_iterations=built_spec.num_iterations) == built_spec
+            and (threads, image.axes) == (built_threads, built.axes)
+            and tuple(image.spacing) == tuple(built.spacing)
+            and _are_equal(image.values, built.values)
+            and _are_equal(image.mask, built.mask)
+        )
+        if not is_same or spec == built_spec:
+            return is_same
         # Only the numbers of steps differ: for more steps, another filter may be the fastest one.
         filters = self.plan_filters(image, built_spec, threads)
         return self.plan_filters(image, spec, threads) == filters
@@ -263,9 +262,9 @@ class CpuKernels:
 
 
 def _are_equal(new: Array | None, old: Array | None) -> bool:
-    if new is None or old is None:
-        return new is old
-    return new is old or np.array_equal(new, old)
+    if new is old:
+        return True
+    return new is not None and old is not None and np.array_equal(new, old)
 
 
 @contextmanager

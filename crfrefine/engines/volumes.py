@@ -193,7 +193,6 @@ def matching_bias(
     labels whose bias would have to be larger than it may be.
     """
     bias = np.zeros(len(entries))
-    is_limited = np.zeros(len(entries), np.bool_)
     for limit, num_rounds in STAGES:
         members, counts, wanted = _open(entries, inside, wanted, 2 * limit)
         layers: list[_Layer] = []  # Of voxels with more labels than there are layers before.

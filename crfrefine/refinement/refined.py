@@ -298,9 +298,10 @@ class RefinedChannels:
         return tuple(axis.stop - axis.start for axis in self._box)
 
     def dense(self) -> Float32:
-        """Return (channels, *grid) refined logits."""
+        """Return (channels, *grid) refined logits; errors are those of `require_unchanged`."""
         if self.is_array:
             return self.computed
+        self.require_unchanged()
         logits = np.empty((self.num_channels, *self._shape), np.float32)
         for label, channel in enumerate(logits):
             channel[...] = self.channel(label, slice(0, self._shape[0]))
@@ -309,8 +310,9 @@ class RefinedChannels:
     def at(self, where: Bool, order: Axes) -> Float32:
         """Return (channels, N) refined logits at the voxels of a mask, one label after the other.
 
-        The mask is (*grid) in the user's order of axes.
+        The mask is (*grid) in the user's order of axes. Errors are those of `require_unchanged`.
         """
+        self.require_unchanged()
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
         planes, *others = order.along(box)
         inside = where[box]

@@ -95,8 +95,6 @@ class RefinementResult(Reported):
                     is_same = mine == theirs
                 if not is_same:
                     return False
-        for channels in (self.channels, other.channels):
-            channels.require_unchanged()
         mine = self.order.undo(self.channels.dense())
         theirs = other.order.undo(other.channels.dense())
         return np.array_equal(mine, theirs)
@@ -126,7 +124,6 @@ class RefinementResult(Reported):
         together when first asked for, where labels took no part from the input's array. Raises
         InputError if the caller has changed that since.
         """
-        self.channels.require_unchanged()
         return self.order.undo(self.channels.dense())
 
     @cached_property
@@ -138,8 +135,6 @@ class RefinementResult(Reported):
         """
         channels = self.channels
         is_kept = "logits" in vars(self) or channels.is_array
-        if not is_kept:
-            channels.require_unchanged()
         computed = channels.marginals
         order = self.order
         if computed is not None and self.output_temperature == 1.0:
@@ -153,7 +148,6 @@ class RefinementResult(Reported):
 
         Arguments and errors as for `marginals_at`.
         """
-        self.channels.require_unchanged()
         return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
     def marginals_at(self, mask: ArrayLike) -> Float32:

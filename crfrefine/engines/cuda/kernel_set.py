@@ -1,4 +1,4 @@
-"""The kernel of a model on one image, normalized and ready to filter.
+"""The kernel of a model on one image, ready to filter.
 
 The choice of filter for `auto` is here, too, with costs from engines/choices.py.
 """
@@ -49,17 +49,14 @@ def choose_filter(
 
 
 def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Filter:
-    """Build and normalize a kernel of a model on an image.
+    """Build a kernel of a model on an image; it is not normalized yet.
 
     Raises ConfigError for the filter "grid", and for kinds of kernels, that this engine does not
     have.
     """
     theta = voxels.of_box_axes(kernel.theta_position)
-    built: Filter
     if kernel.kind == "spatial":
-        built = SpatialFilter(voxels, theta)
-        built.normalize(voxels, spec.normalization)
-        return built
+        return SpatialFilter(voxels, theta)
     if kernel.kind != "bilateral":
         raise ConfigError(
             f"{kernel.kind}: --device cuda has no such kernel; use --device cpu, or set its "
@@ -72,15 +69,12 @@ def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Fil
     if name == "auto":
         name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
     if name == "lattice":
-        built = Lattice(bilateral, num_vertices)
-    elif name == "truncated":
-        built = TruncatedFilter(bilateral)
-    elif name == "exact":
-        built = ExactFilter(bilateral)
-    else:
-        raise ConfigError(
-            f"mean_field.filter: --device cuda has exact, truncated and lattice, not {name!r}; use "
-            "'lattice' or 'auto', or --device cpu"
-        )
-    built.normalize(voxels, spec.normalization)
-    return built
+        return Lattice(bilateral, num_vertices)
+    if name == "truncated":
+        return TruncatedFilter(bilateral)
+    if name == "exact":
+        return ExactFilter(bilateral)
+    raise ConfigError(
+        f"mean_field.filter: --device cuda has exact, truncated and lattice, not {name!r}; use "
+        "'lattice' or 'auto', or --device cpu"
+    )

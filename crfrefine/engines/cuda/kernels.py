@@ -80,7 +80,9 @@ class CudaKernels:
             for number, kernel in enumerate(spec.kernels):
                 if progress is not None:
                     progress("build", number, len(spec.kernels))
-                self._kernels.append(build_kernel(self._voxels, kernel, spec))
+                built = build_kernel(self._voxels, kernel, spec)
+                built.normalize(self._voxels, spec.normalization)
+                self._kernels.append(built)
             if on_host:
                 device.synchronize()
         named = zip(spec.names, self._kernels, strict=True)
@@ -158,9 +160,7 @@ class CudaKernels:
             by_out = self._array(gradient)
             gradients = backward.run(record, by_out, self._array(logits), volume)
             by_logits = self._stream.like(gradients.logits, logits)
-            by_image = gradients.image
-            if by_image is not None:
-                by_image = self._stream.like(by_image, logits)
+            by_image = self._stream.like(gradients.image, logits)
             return gradients._replace(logits=by_logits, image=by_image)
 
     @contextmanager

@@ -50,5 +50,7 @@ class OneStream:
                 self._device.synchronize()
 
     def like(self, array: Any, example: Any) -> Any:
-        """Return the array on the host or on the device, wherever the example is."""
-        return self._device.download(array) if isinstance(example, np.ndarray) else array
+        """Return the array, if there is one, on the host or on the device, as the example is."""
+        if array is None or not isinstance(example, np.ndarray):
+            return array
+        return self._device.download(array)

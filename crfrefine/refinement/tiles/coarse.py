@@ -76,8 +76,7 @@ def _best_of(
     lowest = np.empty(grid.counts, np.float32)
     sums = np.empty(grid.counts)
 
-    def fill(layer: int) -> None:
-        planes = grid.planes_of_layer(layer)
+    def fill(layer: int, planes: slice) -> None:
         part = grid.with_planes(planes)
         best = np.full(part.shape, -np.inf, np.float32)
         for label in map(int, np.flatnonzero(likeliest[:, layer].any(axis=(1, 2)))):
@@ -95,7 +94,7 @@ def _best_of(
         best[~covered[planes]] = np.inf
         (lowest[layer],) = part.reduced(np.minimum, best, np.float32)
 
-    jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
+    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.layers)]
     run_all(jobs, source.threads)
     return lowest, sums
 
@@ -120,8 +119,7 @@ def _interpolated(
     dtype = np.min_scalar_type(len(present) - 1)
     labels: Labels = grid.to_voxels(possible.settled.clip(0).astype(dtype))
 
-    def fill(layer: int) -> None:
-        planes = grid.planes_of_layer(layer)
+    def fill(layer: int, planes: slice) -> None:
         part = grid.with_planes(planes)
         sets = LabelSets(part, np.ascontiguousarray(possible.domains[:, layer : layer + 1]))
         if not sets.num_entries:
@@ -145,6 +143,6 @@ def _interpolated(
             present[label, layer].flat[tiles] = of_label > thresholds.present[label]
             may_matter[label, layer].flat[tiles] = of_label > thresholds.may_matter
 
-    jobs = [partial(fill, layer) for layer in range(grid.counts[0])]
+    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.layers)]
     run_all(jobs, source.threads)
     return labels

@@ -80,10 +80,12 @@ class TileGrid:
         tiles_of_layer = self.counts[1] * self.counts[2]
         return slice(layers.start * tiles_of_layer, layers.stop * tiles_of_layer)
 
-    def planes_of_layer(self, layer: int) -> slice:
-        """Return the planes of a layer of tiles."""
-        start = layer * TILE[0]
-        return slice(start, min(start + TILE[0], self.shape[0]))
+    @property
+    def layers(self) -> list[slice]:
+        """The planes of each layer of tiles."""
+        num_planes = self.shape[0]
+        starts = range(0, num_planes, TILE[0])
+        return [slice(start, min(start + TILE[0], num_planes)) for start in starts]
 
     def voxels_in(self, tile_box: Box) -> Box:
         """Return the voxels of a box of tiles."""
@@ -117,8 +119,7 @@ class TileGrid:
         Voxels where `where` is False count as 0.
         """
         reduced = np.empty(self.counts, dtype)
-        for layer in range(self.counts[0]):
-            planes = self.planes_of_layer(layer)
+        for layer, planes in enumerate(self.layers):
             part = values[planes]
             if where is not None:
                 part = np.where(where[planes], part, values.dtype.type(0))

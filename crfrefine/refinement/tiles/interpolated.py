@@ -188,8 +188,7 @@ class CoarseChannels(BoxedChannels):
 
         has_scores = (~self.padding).astype(np.float32)
         linear = Interpolation(self.interpolation.grid_map, self.interpolation.nearest)
-        for layer in range(self.grid.counts[0]):
-            planes = self.grid.planes_of_layer(layer)
+        for planes in self.grid.layers:
             box = (planes, slice(None), slice(None))
             covered[planes] &= linear.of_box(has_scores.__getitem__, box) > 0
         return covered

@@ -99,8 +99,7 @@ class TileProblem:
     def with_origin(self) -> TileProblem:
         """Return the problem with the origin of features that engines would take by themselves."""
         lowest = np.full(len(self.image.values), np.inf)
-        for layer in range(self.grid.counts[0]):
-            planes = self.grid.planes_of_layer(layer)
+        for planes in self.grid.layers:
             values = self.normalized((planes,))
             where = True if self.mask is None else self.mask[planes]
             of_planes = values.min(axis=(1, 2, 3), where=where, initial=np.inf)
