@@ -41,7 +41,7 @@ class CaseResult(Record):
     # Values of the reference, and of the label map of each method, that `--map` gave new labels.
     mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     # The names of labels in the file of the reference, and of each method.
-    names: dict[str, dict[int, str]] = field(default_factory=dict)
+    names: dict[str, Mapping[int, str]] = field(default_factory=dict)
     # By method, the voxels of each pair of one of its labels and one of the reference.
     pairs: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
     # By method, its lesions, and how they differ from the baseline's: "lost", "gained" or "made".
@@ -52,6 +52,10 @@ class CaseResult(Record):
 
     def fail(self, failure: Failure, part: str | None = None) -> None:
         """Mark the case as failed, or a part of it, such as a method."""
+        if part is None:  # Values without their lesions would be those of empty masks.
+            self.values.clear()
+            self.lesions.clear()
+            self.changes.clear()
         super().fail(replace(failure, part=part))
 
     def add_notes(self, part: str, reference: Reference) -> None:
@@ -81,28 +85,20 @@ def measure_pair(measured: MeasuredRegions, pair: CasePair) -> CaseResult:
     """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
-
-    def fail(failure: Failure) -> None:
-        # Values without their lesions would be those of empty masks.
-        result.values.clear()
-        result.lesions.clear()
-        result.changes.clear()
-        result.fail(failure)
-
-    with failing_alone(fail, pair.reference.labels, *pair.reference.network):
+    with failing_alone(result.fail, pair.reference.labels, *pair.reference.network):
         if pair.reference.problem:
             raise InputError(pair.reference.problem)
         reference = read_reference(pair, measured)
         result.add_notes(REFERENCE, reference)
         result.mapped[REFERENCE] = reference.mapped
-        result.names[REFERENCE] = dict(reference.names)
+        result.names[REFERENCE] = reference.names
         label_maps = {}  # of methods whose lesions are measured
         for method, files in pair.methods.items():
             own = replace(reference, notes=[], warnings=[])
             with failing_alone(partial(result.fail, part=method), *pair.files_of(method)):
                 prediction = read_masks(method, files, own)
                 result.mapped[method] = prediction.mapped
-                result.names[method] = dict(prediction.names)
+                result.names[method] = prediction.names
                 _measure_method(method, pair, prediction, own, result)
                 if measured.options.lesions is not None:
                     label_maps[method] = prediction.label_map

@@ -33,7 +33,6 @@ from crfrefine.io.formats import LOGITS_SUFFIXES, VOLUME_SUFFIXES
 from crfrefine.io.paths import holds_many, is_pattern
 
 NETWORK = "network"  # the name of the baseline of `--nnunet`
-_Methods = tuple[Path, Path, tuple[tuple[str, Path], ...]]
 
 
 def methods_with_nnunet(
@@ -41,7 +40,7 @@ def methods_with_nnunet(
     labels: Path | None,
     nnunet: Path | None,
     baselines: tuple[tuple[str, Path], ...],
-) -> _Methods | None:
+) -> tuple[Path, Path, tuple[tuple[str, Path], ...]] | None:
     """Return predictions, labels and baselines, where a trained network supplies the missing ones.
 
     None if something is missing. Raise InputError if it is not a trained network, or its labels are
