@@ -92,6 +92,10 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f}"
 
 
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
 _ratio = partial(Metric, better="higher", digits=4, is_ratio=True)
 _distance = partial(Metric, better="lower", unit="mm")
 _difference = partial(Metric, better="nearer_zero", unit="ml")
@@ -101,7 +105,8 @@ _score = partial(Metric, better="lower", digits=5)
 DICE = _ratio("dice", "Dice", in_overview=True, in_training=True)
 # A proper score, which only the true probabilities minimize.
 NLL = _score("nll", "Negative log likelihood", noun="negative log likelihood")
-_MASK_METRICS = (
+# The metrics of masks, in the order of reports, as those of probabilities and of lesions below.
+MASK_METRICS = _by_name(
     DICE,
     _ratio("iou", "IoU", follows="dice"),
     _ratio("sensitivity", "Sensitivity", noun="sensitivity", in_training=True),
@@ -114,11 +119,14 @@ _MASK_METRICS = (
     _distance("assd_mm", "ASSD", digits=3, in_overview=True, in_training=True),
     Metric("num_components", "Components", digits=1),
 )
-_ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
-_BRIER = _score("brier", "Brier score")
+CALIBRATION_METRICS = _by_name(
+    _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True),
+    _score("brier", "Brier score"),
+    NLL,
+)
 _count = partial(Metric, digits=1)
 _volume_ml = partial(Metric, better="lower", unit="ml", digits=3)
-_LESION_METRICS = (
+LESION_METRICS = _by_name(
     _count("lesions", "Lesions", noun="lesions"),
     _count("lesions_found", "Lesions found", "higher", noun="lesions found"),
     _count("lesions_missed", "Lesions missed", "lower", noun="lesions missed"),
@@ -137,17 +145,12 @@ _LESION_METRICS = (
     _count("lesion_count_difference", "Lesion count difference", "lower"),
 )
 # Changes of the lesions of the baseline, which has no value of this kind itself.
-_LESION_CHANGES = (
+LESION_CHANGES = _by_name(
     _count("lesions_lost", "Lesions lost"),
     _count("lesions_gained", "Lesions gained"),
     _count("lesions_made", "False lesions made"),
     _count("lesions_removed", "False lesions removed"),
 )
-# The metrics of masks and of probabilities, in the order of reports.
-MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
-CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _BRIER, NLL)}
-LESION_METRICS = {metric.name: metric for metric in _LESION_METRICS}
-LESION_CHANGES = {metric.name: metric for metric in _LESION_CHANGES}
 METRICS = MASK_METRICS | CALIBRATION_METRICS | LESION_METRICS | LESION_CHANGES
 
 
