@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeAlias
 
 from crfrefine.cases.conventions import OTHER_WORDS
 
-# The names of a path, from the first folder to the file without its suffix, with `{case}`. A set
-# has the names of folders that group cases.
-Names: TypeAlias = tuple[str | frozenset[str], ...]
+# The names of a path, from the first folder to the file without its suffix, with `{case}`: one
+# each, or those of folders that group cases.
+Names: TypeAlias = tuple[frozenset[str], ...]
 
 _CASE = "{case}"
 _SEPARATOR = re.compile(r"[_.-]+")
@@ -48,9 +48,15 @@ class Role:
     files: dict[str, File] = field(default_factory=dict)  # by case
 
     @property
+    def text(self) -> str:
+        """The names with `/` between them."""
+        return "/".join(",".join(sorted(name)) for name in self.names)
+
+    @property
     def last_name(self) -> str:
         """The name of the file, without its suffix."""
-        return str(self.names[-1])
+        (name,) = self.names[-1]
+        return name
 
 
 Kind: TypeAlias = Callable[[File], str]  # tells what a file holds, such as "image"
@@ -150,11 +156,13 @@ def _first_starts(starts: Collection[str]) -> set[str]:
 
 def _roles(named: Iterable[_Named], kind_of: Kind) -> list[Role]:
     """Return the roles of files with the names of their cases; grouping folders are merged."""
-    roles: dict[tuple[Names, str], Role] = {}
+    roles: dict[tuple[tuple[str, ...], str], Role] = {}
     twice = set()
     for case, names, file in named:
         place = (names, file.suffix)
-        role = roles.setdefault(place, Role(names, file.suffix))
+        role = roles.setdefault(
+            place, Role(tuple(frozenset([name]) for name in names), file.suffix)
+        )
         if case in role.files:
             twice.add(place)
         role.files[case] = file
@@ -165,35 +173,26 @@ def _merge_folders(roles: Sequence[Role], kind_of: Kind) -> list[Role]:
     """Return the roles with those as one that differ in folders, if no case is in two of them."""
     alike: dict[tuple[str, ...], list[Role]] = {}
     for role in roles:
-        folders = [str(name) if _CASE in name else "*" for name in role.names[:-1]]
-        alike.setdefault((*folders, role.last_name, role.suffix), []).append(role)
+        names = role.text.split("/")
+        folders = [name if _CASE in name else "*" for name in names[:-1]]
+        alike.setdefault((*folders, names[-1], role.suffix), []).append(role)
     merged = []
     for group in alike.values():
         clusters: list[Role] = []
-        for role in sorted(group, key=lambda role: list(map(str, role.names))):
+        for role in sorted(group, key=lambda role: role.text.split("/")):
             for number, cluster in enumerate(clusters):
                 if not cluster.files.keys().isdisjoint(role.files):
                     continue
                 files = [next(iter(one.files.values())) for one in (cluster, role)]
                 if len(group) > _MAX_LOOKED_AT or kind_of(files[0]) == kind_of(files[1]):
-                    clusters[number] = _joined(cluster, role)
+                    names_of_both = tuple(map(frozenset.union, cluster.names, role.names))
+                    files_of_both = {**cluster.files, **role.files}
+                    clusters[number] = Role(names_of_both, role.suffix, files_of_both)
                     break
             else:
                 clusters.append(role)
         merged += clusters
     return merged
-
-
-def _joined(first: Role, second: Role) -> Role:
-    """Return two roles as one, with a set where names differ."""
-    names = []
-    for one, other in zip(first.names, second.names, strict=True):
-        names.append(one if one == other else _as_set(one) | _as_set(other))
-    return Role(tuple(names), first.suffix, {**first.files, **second.files})
-
-
-def _as_set(name: str | frozenset[str]) -> frozenset[str]:
-    return frozenset([name]) if isinstance(name, str) else name
 
 
 def have_common_endings(stems: Sequence[str]) -> bool:
@@ -211,10 +210,9 @@ def names_both_kinds(stems: Sequence[str]) -> bool:
         return False
     files = [File(stem, (), stem, "") for stem in stems]
     for roles in guess_layouts(files, lambda _: ""):
-        kinds: dict[bool, list[Role]] = {True: [], False: []}
-        for role in roles:
-            kinds[_has_other_word(role.last_name)].append(role)
-        for one, other in product(kinds[True], kinds[False]):
+        others = [role for role in roles if _has_other_word(role.last_name)]
+        images = [role for role in roles if not _has_other_word(role.last_name)]
+        for one, other in product(images, others):
             most = max(len(one.files), len(other.files), 2)
             if 2 * len(one.files.keys() & other.files.keys()) > most:
                 return True

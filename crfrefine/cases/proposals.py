@@ -7,9 +7,9 @@ proposed if it takes the images of complete cases, and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from crfrefine.base.text import counted, listed
@@ -57,22 +57,17 @@ class Proposal:
     share: float  # of the files of the folder
     rank: tuple[float, ...]  # the greater, the better
 
-    @property
-    def taken(self) -> frozenset[Path]:
-        """The files of both patterns."""
-        return frozenset(match.path for match in (*self.matches, *self.label_matches))
-
     def is_likely(self, *, has_label_maps: bool) -> bool:
         """Return whether it takes all files of one case, or, of several, most or label maps."""
         if len({match.case for match in self.matches}) == 1:
             return self.share == 1
         return bool(self.labels) or not has_label_maps or self.share >= _MIN_SHARE
 
-    def describe(self, folder: Path, num_files: int, others: Collection[Path]) -> str:
+    def describe(self, tree: Tree) -> str:
         """Return the patterns, and what they take and leave out."""
-        text = f"'{folder}/{self.images}'"
-        if self.labels and self.images:
-            text += f", with label maps '{folder}/{self.labels}'"
+        text = f"'{tree.folder}/{self.images}'"
+        if self.labels:
+            text += f", with label maps '{tree.folder}/{self.labels}'"
         takes = counted(len({match.case for match in self.matches}), "case")
         names = {match.modality for match in self.matches if match.modality}
         modalities = in_listed_order(Path(self.images), names)
@@ -82,10 +77,12 @@ class Proposal:
             takes += ", on several grids (--resample)"
         if self.labels:
             takes += f", {counted(len(self.label_matches), 'label map')}"
-        left_out = sorted(path for path in others if path not in self.taken)
+        taken = {match.path for match in (*self.matches, *self.label_matches)}
+        left_out = tree.paths - taken
         if left_out:
-            first = left_out[0].relative_to(folder)
-            takes += f"; left out are {len(left_out)} of {counted(num_files, 'file')}, as {first}"
+            first = min(left_out).relative_to(tree.folder)
+            number = counted(len(tree.files), "file")
+            takes += f"; left out are {len(left_out)} of {number}, as {first}"
         return f"{text} ({takes})"
 
 
@@ -116,19 +113,17 @@ def propose_fewer_cases(folder: Path, images: Collection[Path]) -> str:
     tree.files = [file for file in tree.files if folder / file.path in images]
     if not have_common_endings([file.stem for file in tree.files]):
         return ""
-    proposals = find_proposals(tree)[:1]
-    for proposal in proposals:
+    for proposal in find_proposals(tree)[:1]:
         has_modalities = any(match.modality for match in proposal.matches)
         if proposal.share == 1 and (has_modalities or proposal.labels):
-            return _describe(tree, proposals)
+            return _describe(tree, [proposal])
     return ""
 
 
 def _describe(tree: Tree, proposals: Sequence[Proposal]) -> str:
     lines = []
     for proposal, start in zip(proposals, ("Its files look like", "Or like"), strict=False):
-        shown = proposal.describe(tree.folder, len(tree.files), tree.paths)
-        lines.append(f"\n  {start} {shown}")
+        lines.append(f"\n  {start} {proposal.describe(tree)}")
     return "".join([*lines, ": give such a pattern in place of a folder."])
 
 
@@ -164,8 +159,9 @@ def images_among(
 def find_proposals(tree: Tree) -> list[Proposal]:
     """Return the best proposal for images with their label maps, and one that takes other files."""
     has_label_maps = False
-    found: dict[str, Proposal] = {}
-    for rank, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
+    found: dict[str, Proposal] = {}  # by the pattern of the images
+    by_rank = attrgetter("rank")
+    for number, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
         most_cases = max((len(role.files) for role in roles), default=0)
         usual = [role for role in roles if 2 * len(role.files) >= most_cases]
         if len(usual) > _MAX_ROLES:
@@ -174,34 +170,29 @@ def find_proposals(tree: Tree) -> list[Proposal]:
         for role in usual:
             by_kind.setdefault(tree.kind_of_role(role), []).append(role)
         has_label_maps = has_label_maps or LABEL_MAP in by_kind
-        proposals = []
-        for images, labels in _groups(tree, by_kind):
-            proposal = _try(tree, images, labels)
-            if proposal is not None:
-                proposals.append(proposal)
+        proposals = [*_tried(tree, by_kind)]
         # Of a layout, images on one grid count more; among layouts, how many files they take.
         most = max((proposal.share for proposal in proposals), default=0.0)
         for proposal in proposals:
-            ranked = replace(proposal, rank=(*proposal.rank[:2], most, -rank, *proposal.rank[2:]))
-            known = found.get(proposal.images)
-            if known is None or known.rank < ranked.rank:
-                found[proposal.images] = ranked
+            rank = (*proposal.rank[:2], most, -number, *proposal.rank[2:])
+            ranked = replace(proposal, rank=rank)
+            known = found.get(proposal.images, ranked)
+            found[proposal.images] = max(known, ranked, key=by_rank)
         if any(proposal.labels and proposal.share == 1 for proposal in proposals):
             break
-    best = sorted(found.values(), key=lambda proposal: proposal.rank, reverse=True)
-    best = [one for one in best if one.is_likely(has_label_maps=has_label_maps)]
-    if not best:
-        return []
-    first, *others = best
-    if first.labels:
-        others = [other for other in others if other.labels]
-    taken = {match.path for match in first.matches}
-    others = [other for other in others if {match.path for match in other.matches} - taken]
-    return [first, *others][:_NUM_SHOWN]
+    shown: list[Proposal] = []
+    taken = set[Path]()
+    for proposal in sorted(found.values(), key=by_rank, reverse=True):
+        paths = {match.path for match in proposal.matches}
+        has_labels = bool(proposal.labels) or not (shown and shown[0].labels)
+        if proposal.is_likely(has_label_maps=has_label_maps) and has_labels and paths - taken:
+            shown.append(proposal)
+            taken = taken or paths
+    return shown[:_NUM_SHOWN]
 
 
-def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[Role], Role | None]]:
-    """Yield roles that may be the modalities of complete cases, with that of their label maps."""
+def _tried(tree: Tree, by_kind: Mapping[str, list[Role]]) -> Iterator[Proposal]:
+    """Yield the proposals for roles that may be the modalities of complete cases."""
     images = by_kind.get(IMAGE, [])
     label_maps = by_kind.get(LABEL_MAP, [])
     if _are_numbered(images) and _are_numbered(label_maps):
@@ -212,24 +203,24 @@ def _groups(tree: Tree, by_kind: dict[str, list[Role]]) -> Iterator[tuple[list[R
         labels = _choose_labels(cases, label_maps, complete[0])
         if len(cases) < 2:
             # A single case is told by the folder of its files, or by a name that has it twice.
-            names = [str(name) for name in complete[0].names]
-            if names[-2:-1] != ["{case}"] and "".join(names).count("{case}") < 2:
+            text = complete[0].text
+            if text.split("/")[-2:-1] != ["{case}"] and text.count("{case}") < 2:
                 continue
         for group in _parts_of(tree, complete, labels, min(cases)):
             if len(group) <= MAX_MODALITIES and not _have_own_labels(group, label_maps):
-                yield group, labels
+                yield from _try(tree, group, labels)
     if images:  # Files of several volumes beside them hold the times of the same.
         return
     for role in by_kind.get(SERIES, []):
         labels = _choose_labels(role.files.keys(), label_maps, role)
         # Without such, the volumes of a file may be times.
         if len(role.files) > 1 and labels is not None:
-            yield [role], labels
+            yield from _try(tree, [role], labels)
 
 
 def _are_numbered(roles: Sequence[Role]) -> bool:
     """Return whether two roles differ in a number, as frame01 and frame12."""
-    names = {re.sub(r"\d{2,}", "#", "/".join(map(str, role.names))) for role in roles}
+    names = {re.sub(r"\d{2,}", "#", role.text) for role in roles}
     return len(names) < len(roles)
 
 
@@ -238,9 +229,8 @@ def _have_own_labels(images: Sequence[Role], label_maps: Sequence[Role]) -> bool
     owners: dict[str, str] = {}  # the word of a role, by the name of label maps without it
     for word in words_between(images):
         for role in label_maps:
-            name = "/".join(map(str, role.names))
-            rest = without_part(name, word, "{modality}")
-            if rest != name and owners.setdefault(rest, word) != word:
+            rest = without_part(role.text, word, "{modality}")
+            if rest != role.text and owners.setdefault(rest, word) != word:
                 return True
     return False
 
@@ -283,16 +273,17 @@ def _choose_labels(cases: Collection[str], roles: Sequence[Role], image: Role) -
             -number,
             role.names[:-1] != image.names[:-1],
             len(role.last_name),
-            str(role.names),
+            role.text,
         )
         candidates.append((order, role))
     if not candidates:
         return None
-    return min(candidates, key=lambda candidate: candidate[0])[1]
+    _, chosen = min(candidates, key=itemgetter(0))
+    return chosen
 
 
-def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None:
-    """Return the first pattern of some roles that takes their files, and no others."""
+def _try(tree: Tree, images: list[Role], labels: Role | None) -> Iterator[Proposal]:
+    """Yield the first pattern of some roles that takes their files, and no others, if any does."""
     cases = frozenset.intersection(*(frozenset(role.files) for role in images))
     label_pattern = ""
     label_matches: list[Match] = []
@@ -310,18 +301,18 @@ def _try(tree: Tree, images: list[Role], labels: Role | None) -> Proposal | None
         # Others come onto the grid of the first.
         on_grid = _on_grid(tree, images, labels, case)
         if not on_grid:
-            return None
+            return
         is_on_grid_of_labels = len(on_grid) == len(images)
         if images[0] not in on_grid:
             is_ordered = True
             images = [*on_grid, *(role for role in images if role not in on_grid)]
     pattern, matches = _fitting(tree, images, "modality", cases, is_ordered=is_ordered)
     if not pattern:
-        return None
+        return
     num_with_digit = sum(any(letter.isdigit() for letter in case) for case in cases)
     share = (len(matches) + len(label_matches)) / len(tree.files)
     rank = (bool(label_pattern), 2 * num_with_digit >= len(cases), is_on_grid_of_labels, share)
-    return Proposal(
+    yield Proposal(
         pattern, label_pattern, tuple(matches), tuple(label_matches), has_other_grids, share, rank
     )
 
@@ -361,16 +352,17 @@ def _find_outputs(tree: Tree) -> list[Proposal]:
     """Return the best proposal for a network's output: a file per case, or one for each label."""
     found = []
     for number, roles in enumerate(guess_layouts(tree.files, tree.kind_of)):
-        usual = [role for role in roles if len(role.files) > 1]
-        most = max((len(role.files) for role in usual), default=0)
-        complete = [role for role in usual if len(role.files) == most]
+        most = max((len(role.files) for role in roles), default=0)
+        complete = [role for role in roles if 1 < len(role.files) == most]
         for group in (complete, *([role] for role in complete)):
-            if not group or len({tree.kind_of_role(role) for role in group}) > 1:
+            # Files of the labels of a case are of the same cases each.
+            if len({frozenset(role.files) for role in group}) != 1:
+                continue
+            if len({tree.kind_of_role(role) for role in group}) > 1:
                 continue
             pattern, matches = _fitting(tree, group, "label", group[0].files.keys())
             if pattern:
                 share = len(matches) / len(tree.files)
                 rank = (share, -number)
                 found.append(Proposal(pattern, "", tuple(matches), (), False, share, rank))
-    found.sort(key=lambda proposal: proposal.rank, reverse=True)
-    return found[:1]
+    return sorted(found, key=attrgetter("rank"), reverse=True)[:1]

@@ -27,24 +27,25 @@ def write_patterns(roles: Sequence[Role], part: str, *, is_ordered: bool = False
     if any(map(_NO_PATTERN.search, words)):
         return
     globs = []
-    for name in names[:-1]:
-        if isinstance(name, str):
-            globs.append([name])
+    *folders_of_all, (file_name,) = names
+    for folders in folders_of_all:
+        if len(folders) == 1:
+            globs.append([*folders])
             continue
         # Globs that fit all folders: the widest first.
         of_folders = ["*"]
-        start = re.sub(r"\d+$", "", os.path.commonprefix([*name]))  # noqa: RUF071 - characters
+        start = re.sub(r"\d+$", "", os.path.commonprefix([*folders]))  # noqa: RUF071 - characters
         if start:
             of_folders.append(f"{start}*")
-        if len(name) <= _MAX_LISTED and not any(map(_NO_PATTERN.search, name)):
-            of_folders.append(f"{{{','.join(sorted(name))}}}")
+        if len(folders) <= _MAX_LISTED and not any(map(_NO_PATTERN.search, folders)):
+            of_folders.append(f"{{{','.join(sorted(folders))}}}")
         globs.append(of_folders)
     if not is_ordered:
         words = sorted(words)
     placeholder = f"{{{part}}}"
     listed = f"{{{part}:{','.join(words)}}}"
-    for folders in product(*globs):
-        text = "/".join([*folders, f"{names[-1]}{roles[0].suffix}"])
+    for of_path in product(*globs):
+        text = "/".join([*of_path, f"{file_name}{roles[0].suffix}"])
         if not is_ordered:
             yield text
         if len(words) > 1:
@@ -66,19 +67,14 @@ def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
         return None
     if len(roles) == 1:
         return first, []
-    depths = [
-        depth for depth in range(len(first)) if len({role.names[depth] for role in roles}) > 1
-    ]
+    by_depth = [*zip(*(role.names for role in roles), strict=True)]
     # If file names differ, they tell the roles, and folders may differ as they like.
-    *others, place = depths
+    *others, place = [depth for depth, of_roles in enumerate(by_depth) if len({*of_roles}) > 1]
     if others and place < len(first) - 1:
         return None
-    names = []
-    for role in roles:
-        name = role.names[place]
-        if not isinstance(name, str):
-            return None
-        names.append(name)
+    if any(len(of_role) > 1 for of_role in by_depth[place]):
+        return None
+    names = [name for of_role in by_depth[place] for name in of_role]
     # The start and the end that the names have in common, character by character, and the word of
     # each between.
     forward = os.path.commonprefix(names)  # noqa: RUF071
@@ -89,14 +85,8 @@ def _unify(roles: Sequence[Role], part: str) -> tuple[Names, list[str]] | None:
     are_words = all(re.fullmatch(r"[A-Za-z0-9][^{}]*", word) for word in words)
     if not are_words or len({*words}) < len(roles):
         return None
-    unified = [*first]
-    unified[place] = f"{start}{{{part}}}{end}"
-    for depth in others:
-        folders = set[str]()
-        for role in roles:
-            name = role.names[depth]
-            folders.update([name] if isinstance(name, str) else name)
-        unified[depth] = frozenset(folders)
+    unified = [frozenset.union(*of_roles) for of_roles in by_depth]
+    unified[place] = frozenset([f"{start}{{{part}}}{end}"])
     return tuple(unified), words
 
 

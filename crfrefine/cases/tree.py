@@ -97,15 +97,13 @@ class Tree:
         if words_in(role.last_name) & {*SCORE_WORDS}:
             return SCORES
         files = [role.files[case] for case in sorted(role.files)]
-        chosen = {file.path: file for file in (files[0], files[len(files) // 2], files[-1])}
         endings: dict[str, File] = {}
         for file in files:
-            ending = re.search(r"[A-Za-z]*[^A-Za-z]*$", file.stem)
-            word = re.sub(r"[^A-Za-z]", "", ending[0] if ending else "")
+            *_, word = ["", *re.findall("[A-Za-z]+", file.stem)]
             endings.setdefault(word.lower(), file)
-        for file in list(endings.values())[:_MAX_ENDINGS]:
-            chosen.setdefault(file.path, file)
-        kinds = {self.kind_of(file) for file in chosen.values()}
+        chosen = [files[0], files[len(files) // 2], files[-1]]
+        chosen += list(endings.values())[:_MAX_ENDINGS]
+        kinds = {self.kind_of(file) for file in chosen}
         return kinds.pop() if len(kinds) == 1 else UNKNOWN
 
     def first_of_each_kind(self, paths: Collection[Path]) -> dict[str, Path]:

@@ -124,6 +124,14 @@ def test_without_a_proposal_the_shape_of_the_folder_is_told(files, parts, words,
     assert words in propose(tmp_path)
 
 
+def test_outputs_of_different_cases_are_not_the_labels_of_one(tmp_path):
+    for cases, name in (("a b", "{0}_liver"), ("c d", "{0}_spleen")):
+        DataSet(cases, f"l {name}.nii.gz").write(tmp_path)
+    proposed = propose(tmp_path, holds_images=False)
+    assert f"'{tmp_path}/{{case}}.nii.gz' (4 cases)" in proposed
+    assert "{label}" not in proposed
+
+
 def test_what_is_an_image_in_one_case_and_a_label_map_in_another_is_not_proposed(tmp_path):
     DataSet("c1 c2", "i {0}/a.nii.gz\nl {0}/b.nii.gz").write(tmp_path)
     (tmp_path / "c2/a.nii.gz").rename(tmp_path / "c2/x.nii.gz")
