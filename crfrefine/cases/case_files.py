@@ -40,9 +40,7 @@ class CaseFiles:
 
     @property
     def named_problem(self) -> str:
-        """The problem with the name of the case; "" without one."""
-        if not self.problem:
-            return ""
+        """The problem, of a case that has one, with the name of the case."""
         return f"case {self.case_id!r}: {self.problem}"
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -74,9 +74,9 @@ def without_mapped(names: NamesOfLabels, mapping: Mapping[int, int]) -> dict[int
 class LabelNames:
     """The names of the labels of a run, by which those of each file are matched."""
 
-    names: NamesOfLabels = field(default_factory=dict)  # by number
+    names: NamesOfLabels  # by number
     # The source of each label's name, for messages, such as "study/dataset.json".
-    sources: Mapping[int, str] = field(default_factory=dict)
+    sources: Mapping[int, str]
 
     @classmethod
     def of(cls, names: NamesOfLabels, source: str) -> Self:
@@ -229,4 +229,4 @@ def _or_by_number(label: int, option: str) -> str:
     return f", or say that its number counts, with {option}{label}={label}"
 
 
-NO_NAMES = LabelNames()
+NO_NAMES = LabelNames({}, {})

@@ -358,16 +358,16 @@ def _raw_images(folder: Path) -> list[Path]:
     Inside a trained network they are those that it was trained on.
     """
     plans = file_of_network(folder, PLANS)
-    dataset = None if plans is None else read_table(plans).get("dataset_name")
     parents = folder.absolute().parents
-    if not isinstance(dataset, str):
-        of_data_sets = (parent.name for parent in parents if _DATASET_NAME.fullmatch(parent.name))
-        dataset = next(of_data_sets, None)
-    if dataset is None:
+    names = [parent.name for parent in parents if _DATASET_NAME.fullmatch(parent.name)]
+    named = None if plans is None else read_table(plans).get("dataset_name")
+    if isinstance(named, str):
+        names.insert(0, named)
+    if not names:
         return []
     ((variable, of_training),) = OF_NNUNET["images"]
     kinds = [of_training]
     if network_around(folder) is None:
         kinds = [*DATASET_FOLDERS["images"]]
-    places = _places(variable, parents, dataset, kinds)
+    places = _places(variable, parents, names[0], kinds)
     return [place for place in dict.fromkeys(places) if is_folder(place)]

@@ -52,7 +52,8 @@ def advise_on_splits(pattern: Path, matches: Sequence[Match], part: str) -> str:
 def describe_found(pattern: Path, matches: Sequence[Match], modalities: Sequence[str] = ()) -> str:
     """Return how many cases a pattern has, which modalities, and an example.
 
-    It mentions names that are joined of several parts, and more files that would fit then.
+    It mentions names that are joined of several parts, and how many more files would fit if two
+    folders `{case}` were two parts of the name.
     """
     number = counted(len({match.case for match in matches}), "case")
     named = f", with the modalities {listed(modalities, MAX_MODALITIES)}" if modalities else ""
@@ -60,16 +61,12 @@ def describe_found(pattern: Path, matches: Sequence[Match], modalities: Sequence
     found = f"{number} by the pattern {pattern}{named}, such as {first.path}"
     if first.case not in str(first.path):  # Its parts were joined.
         found += f", of the case {first.case}"
-    return found + _describe_twins(pattern, matches)
 
-
-def _describe_twins(pattern: Path, matches: Sequence[Match]) -> str:
-    """Return how many more files would fit if two folders `{case}` were two parts of the name."""
     names = list(pattern.parts)
     names[-1] = stem_of(pattern).removesuffix(".*")
     twins = [place for place, name in enumerate(names) if name == "{case}"]
     if len(twins) < 2:
-        return ""
+        return found
     names[twins[1]] = "{case:*}"
     names[-1] += pattern.name[len(stem_of(pattern)) :]
     joined = Path(*names)
@@ -78,10 +75,10 @@ def _describe_twins(pattern: Path, matches: Sequence[Match]) -> str:
     if twins[1] == len(names) - 1:  # Other files beside those of a case are usual.
         cases = {match.case for match in matches}
         others = [match for match in others if stem_of(match.path) in cases]
-    if not others:
-        return ""
-    more = counted(len(others), "more file")
-    return f"; {more} such as {others[0].path} would fit if both name the case: '{joined}'"
+    if others:
+        more = counted(len(others), "more file")
+        found += f"; {more} such as {others[0].path} would fit if both name the case: '{joined}'"
+    return found
 
 
 def advise_on_folders(pattern: Path, matches: Sequence[Match]) -> str:

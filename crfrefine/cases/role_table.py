@@ -26,8 +26,6 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.io.reading import read_array, read_whole_numbers
 from crfrefine.io.volume import VolumeHeader
 
-_DECLARED = "its array has this name"
-
 
 class FileRole(NamedTuple):
     """The role of a file of a case."""
@@ -63,20 +61,18 @@ def roles_of(headers: CaseHeaders) -> list[FileRole]:
         evidence = "named by the user"
         if header.path in files.unnamed:
             evidence = "by its place and name"
-        grid = header.describe_grid()
-        frame = f"{grid}, {header.orientation}"
+        frame = f"{header.describe_grid()}, {header.orientation}"
         roles.append(FileRole("image", kind, frame, header.path, evidence))
     network = headers.network
     if network.files:
         kind, evidence = _kind_of_network(headers)
         frame = _frame(first, network.first, "label map")
         roles.append(FileRole("network's output", kind, frame, network.path, evidence))
-    others = [("mask", headers.mask), ("labels", headers.labels)]
-    others += [("strokes", header) for header in headers.strokes]
-    for what, other in others:
+    others = [("mask", "mask", "where it is not 0", headers.mask)]
+    others.append((REFERENCE, "labels", "label map", headers.labels))
+    others += [("strokes", "strokes", "label map", header) for header in headers.strokes]
+    for name, what, kind, other in others:
         if other is not None:
-            kind = "where it is not 0" if what == "mask" else "label map"
-            name = REFERENCE if what == "labels" else what
             frame = _frame(first, other, what)
             roles.append(FileRole(name, kind, frame, other.path, "given as such"))
     return roles
@@ -90,10 +86,9 @@ def _kind_of_network(headers: CaseHeaders) -> tuple[str, str]:
         return counted(len(structures), "structure"), "one file per structure"
     if network.is_label_map:
         return "label map", "one value per voxel, whole numbers"
-    declared = network.first.kind
     number = counted(network.num_channels, "channel")
-    if declared is not None:
-        return f"{number} of {declared}", _DECLARED
+    if network.first.kind is not None:
+        return f"{number} of {network.first.kind}", "its array has this name"
     if network.lacks_background and network.num_channels == 1:
         return "label 1 alone", "one value per voxel, not all whole"
     if len(network.files) > 1:
@@ -149,10 +144,10 @@ def check_roles(headers: CaseHeaders, roles: list[FileRole], notes: list[Note]) 
         values = read_array(header, [])
         require_no_scores(header.path, values, None)
         in_file = modalities_of(files, place, values)
-        told = [modality.evidence for modality in in_file if modality.evidence]
         shown = "voxels of an image"
-        if told:
-            shown = f"voxels of a label map, {told[0]}"
+        for modality in reversed(in_file):
+            if modality.evidence:
+                shown = f"voxels of a label map, {modality.evidence}"
         if place < len(roles):
             roles[place] = roles[place]._replace(evidence=f"{roles[place].evidence}, {shown}")
         modalities += in_file

@@ -139,10 +139,8 @@ def _largest_is_label(values: Array, labels: Array) -> bool:
 def advice_on_images(files: CaseFiles, wrong: Sequence[Path]) -> str:
     """Return what to do about files that a pattern or a folder took for images."""
     if files.modalities:
-        others = []
-        for name, path in zip(files.modalities, files.images, strict=True):
-            if path not in wrong:
-                others.append(name)
+        named = zip(files.modalities, files.images, strict=True)
+        others = [name for name, path in named if path not in wrong]
         advice = "Give a pattern of the images"
         if others:
             advice = f"List the images in the pattern, {{modality:{','.join(others)}}}"

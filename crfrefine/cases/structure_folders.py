@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -251,15 +250,14 @@ def find_structures(path: Path, known: Collection[str] = ()) -> dict[str, CaseFi
     A case whose path does not name it is UNNAMED. `known` are cases that other paths name. Raises
     InputError: neither is found, or it is not clear which part of the names is the case.
     """
-    only_case = CaseFiles(UNNAMED, ())
     if not holds_many(path):
         require_file(path)
-        return {UNNAMED: replace(only_case, labels=path)}
+        return {UNNAMED: CaseFiles(UNNAMED, (), labels=path)}
     inside = [] if is_pattern(path) else structures_inside(path)
     # Names of labels show that files are label maps. A pattern may be too long for a path.
     has_names = bool(inside) and (path / "dataset.json").exists()
     if inside and not has_names and len(read_header(inside[0].path).segments) <= 1:
-        return {UNNAMED: only_case.with_structures(inside)}
+        return {UNNAMED: CaseFiles(UNNAMED, ()).with_structures(inside)}
     files = Files(LABEL_MAP, path, cases=known)
     found = {name: files.of(name) for name in files.by_case()}
     hint = advise_on_splits(path, [*chain(*found.values())], "label")
@@ -268,11 +266,10 @@ def find_structures(path: Path, known: Collection[str] = ()) -> dict[str, CaseFi
     cases = {}
     label_maps = {}
     for name, matches in found.items():
-        case = CaseFiles(name, ())
         if matches[0].label:
-            cases[name] = case.with_structures(matches)
+            cases[name] = CaseFiles(name, ()).with_structures(matches)
         else:
-            label_maps[name] = replace(case, labels=matches[0].path)
+            label_maps[name] = CaseFiles(name, (), labels=matches[0].path)
     if inside or not cases:  # Label maps with names, with any folders beside them.
         cases = label_maps
     if not cases:

@@ -110,7 +110,7 @@ def names_of_run(measured: MeasuredRegions, pairs: Sequence[CasePair]) -> LabelN
     one, or else those of the references, case by case.
     """
     options = measured.options
-    names = LabelNames()
+    names = NO_NAMES
     places = {REFERENCE: options.labels, **options.methods}
     for method, reading in measured.readings.items():
         names = names.with_names(reading.label_names, f"the dataset.json of {places[method]}")
