@@ -197,8 +197,9 @@ def _tried(tree: Tree, by_kind: Mapping[str, list[Role]]) -> Iterator[Proposal]:
     label_maps = by_kind.get(LABEL_MAP, [])
     if _are_numbered(images) and _are_numbered(label_maps):
         return  # Each time of an image has another label map, and is a case.
-    case_sets = sorted({frozenset(role.files) for role in images}, key=len, reverse=True)
-    for cases in case_sets[:_MAX_CASE_SETS]:
+    case_sets = dict.fromkeys(frozenset(role.files) for role in images)
+    largest = sorted(case_sets, key=len, reverse=True)
+    for cases in largest[:_MAX_CASE_SETS]:
         complete = [role for role in images if cases <= role.files.keys()]
         labels = _choose_labels(cases, label_maps, complete[0])
         if len(cases) < 2:
