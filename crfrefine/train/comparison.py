@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -123,25 +123,71 @@ class Training:
         return f"{self.chosen.name}{volume}: {scores} on the cases held out, at iteration {step}"
 
 
-class TrainingResult(NamedTuple):
+class TrainingResult:
     """The results of a run, with all methods on cases that no part of them has seen."""
 
-    plan: TrainingPlan
-    folds: tuple[Training, ...]
-    final: Training  # on all cases
-    table: ResultTable  # every method on every case, each measured in the fold that held it out
-    summary: list[SummaryRow]  # each method against the network
-    rule: str  # the name of the rule for components
-    # The trained CRF with the rule, against the plain rule.
-    summary_with_rule: list[SummaryRow]
-    # Probabilities of the trained CRF against the network's, over all labels or as a mean over
-    # regions.
-    summary_of_probabilities: list[SummaryRow]
-    verdict: Verdict  # the main verdict
-    verdict_alone: Verdict  # the verdict on the CRF without postprocessing
-    device: str  # where the CRF was computed
-    threads: int
-    seconds: float
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        folds: Sequence[Training],
+        final: Training,
+        device: str,
+        threads: int,
+        started: float,
+    ) -> None:
+        """Compare the methods on the cases that the folds held out.
+
+        Args:
+            plan: that of the run.
+            folds: the trainings that held cases out, and measured all methods on them.
+            final: the training on all cases.
+            device: where the CRF was computed.
+            threads: of the run.
+            started: when the run began, in seconds of the monotonic clock.
+        """
+        self.plan = plan
+        self.folds = folds
+        self.final = final
+        self.device = device
+        self.threads = threads
+        measured: dict[str, MethodValues] = {}
+        for fold in folds:
+            measured.update(fold.measured)
+
+        seed = plan.options.seed
+        # Every method on every case, each measured in the fold that held it out.
+        self.table = _table_of(measured, {method: method for method in MEASURED})
+        self.summary = summarize(self.table, NETWORK, seed=seed)  # each against the network
+        # The name of the rule for components.
+        self.rule = rule = LARGEST if plan.options.lesions is None else SMALLEST
+        # The trained CRF with the rule, against the plain rule.
+        ruled = [line for line in self.table if line.method in (rule, with_rule(TRAINED, rule))]
+        self.summary_with_rule = summarize(ResultTable(ruled), rule, seed=seed)
+
+        # Probabilities of the trained CRF against the network's, over all labels or as a mean over
+        # regions.
+        self.summary_of_probabilities: list[SummaryRow] = []
+        probabilities = _table_of(measured, PROBABILITIES)
+        if probabilities.cases:
+            self.summary_of_probabilities = summarize(probabilities, NETWORK, seed=seed)
+        titles = {}
+        if plan.cases.regions is not None:
+            titles = {ALL_LABELS: "the regions, on average"}
+        change = judge_probabilities(self.summary_of_probabilities, TRAINED, titles=titles)
+
+        main, alone = judge(self.table, rule, self.summary, self.summary_with_rule)
+        sentence = describe_kinds([fold.chosen.kind for fold in folds], final.chosen.kind)
+        if rule == SMALLEST:
+            sentence = f"{describe_lesions(self.table, final.rule, main.method)} {sentence}"
+        spread = describe_spread([gains_of(fold) for fold in folds])
+        if spread:
+            sentence = f"{sentence} {spread}"
+        # The main verdict, and that on the CRF without postprocessing.
+        sentences = f"{main.sentence} {sentence}"
+        self.verdict = replace(main, probabilities=change, sentence=sentences)
+        sentences = f"{alone.sentence} {sentence}"
+        self.verdict_alone = replace(alone, probabilities=change, sentence=sentences)
+        self.seconds = time.monotonic() - started
 
     @property
     def parameters(self) -> CrfParameters:
@@ -150,9 +196,7 @@ class TrainingResult(NamedTuple):
         They have the rule for components if the verdict is on that. They name the cases of
         training, and the modalities if these are known.
         """
-        names = [*self.plan.base.trained_on]
-        for case_id in self.plan.cases.case_ids:
-            names.append(printable(case_id))
+        names = [*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)]
         unique = tuple(dict.fromkeys(names))
         modalities = self.plan.cases.modality_names or self.plan.base.modalities
         parameters = rounded(self.final.chosen.parameters)
@@ -162,69 +206,12 @@ class TrainingResult(NamedTuple):
         return parameters.replace(**self.final.rule.removing)
 
 
-def compare(
-    plan: TrainingPlan,
-    folds: Sequence[Training],
-    final: Training,
-    device: str,
-    threads: int,
-    started: float,
-) -> TrainingResult:
-    """Compare the methods on the cases that the folds held out, and return the whole result.
-
-    `started` is when the run began, in seconds of the monotonic clock.
-    """
-    measured: dict[str, MethodValues] = {}
-    for fold in folds:
-        measured.update(fold.measured)
-
-    seed = plan.options.seed
-    table = _table_of(measured, {method: method for method in MEASURED})
-    summary = summarize(table, NETWORK, seed=seed)
-    rule = LARGEST if plan.options.lesions is None else SMALLEST
-    with_rule_alone = [line for line in table if line.method in (rule, with_rule(TRAINED, rule))]
-    summary_with_rule = summarize(ResultTable(with_rule_alone), rule, seed=seed)
-
-    probabilities = _table_of(measured, PROBABILITIES)
-    calibration = []
-    if probabilities.cases:
-        calibration = summarize(probabilities, NETWORK, seed=seed)
-    titles = {}
-    if plan.cases.regions is not None:
-        titles = {ALL_LABELS: "the regions, on average"}
-    change = judge_probabilities(calibration, TRAINED, titles=titles)
-
-    main, alone = judge(table, rule, summary, summary_with_rule)
-    sentence = describe_kinds([fold.chosen.kind for fold in folds], final.chosen.kind)
-    if rule == SMALLEST:
-        sentence = f"{describe_lesions(table, final.rule, main.method)} {sentence}"
-    spread = describe_spread([gains_of(fold) for fold in folds])
-    if spread:
-        sentence = f"{sentence} {spread}"
-    return TrainingResult(
-        plan,
-        tuple(folds),
-        final,
-        table,
-        summary,
-        rule,
-        summary_with_rule,
-        calibration,
-        replace(main, probabilities=change, sentence=f"{main.sentence} {sentence}"),
-        replace(alone, probabilities=change, sentence=f"{alone.sentence} {sentence}"),
-        device,
-        threads,
-        time.monotonic() - started,
-    )
-
-
 def describe_kinds(of_folds: Sequence[str], of_file: str) -> str:
     """Say of which kind the models of the folds are, and whether the file's is of the same."""
     if set(of_folds) == {of_file}:
         return f"The folds and the file have the same kind of model: {of_file}."
-    texts = []
-    for kind, count in Counter(of_folds).most_common():
-        texts.append(f"{kind} ({count} of {len(of_folds)})")
+    counts = Counter(of_folds).most_common()
+    texts = [f"{kind} ({count} of {len(of_folds)})" for kind, count in counts]
     extent = "only in part" if of_file in of_folds else "not"
     return (
         f"This verdict is {extent} about the file: the folds have {', '.join(texts)}; "

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -49,24 +48,66 @@ from crfrefine.train.options import TrainingOptions
 LARGE_CASE_VOXELS = 4_000_000
 
 
-class LabeledCases(NamedTuple):
-    """The cases of a run, all with the same labels, modalities and axes."""
+class LabeledCases:
+    """The complete cases of a run, all with the same labels, modalities and axes."""
 
-    files: tuple[CaseFiles, ...]  # those of each case, sorted by name
-    # The numbers of channels of the logits (one per label or region), modalities and axes.
-    sizes: tuple[int, int, int]
-    label_names: tuple[str, ...]  # one per label, background first
-    ignore_label: int | None  # marks voxels without a reference
-    found: str  # how many cases a pattern of images has; "" for folders
-    notes: tuple[Note, ...]  # ignored files, and why
-    left_out: Incomplete  # the cases that lack a file, sorted by name
-    modality_names: tuple[str, ...]  # in order; empty if unknown
-    reading: ReadingOptions  # how the files are read; labels are declared only for label maps
-    # The regions of the channels; None means that the channels are labels.
-    regions: RegionScheme | None
-    # The label of each channel, background first; None means that they are 0, 1, 2, …
-    channel_labels: tuple[int, ...] | None
-    are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
+    def __init__(self, options: TrainingOptions, base: CrfParameters) -> None:
+        """Find the cases of a run that starts from a model.
+
+        Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`,
+        incomplete cases.
+        """
+        cases, self.left_out = _discover(options)  # of those that lack a file, sorted by name
+        self.found = cases.found  # how many cases a pattern of images has; "" for folders
+        self.files = tuple(case for case in cases if not case.missing)  # sorted by name
+        places = [options.nnunet or options.images, options.images]
+        description = next(read_descriptions(places), DatasetDescription(options.images))
+        descriptions = list(read_descriptions([options.logits, options.images]))
+        labels_folder = [] if options.labels is None else [options.labels]
+        beside_references = next(read_descriptions(labels_folder, []), DatasetDescription(Path()))
+        reading = ReadingOptions(
+            mask_mode=base.intensity.mask if options.masks is None else "none",
+            regions=find_regions(None, descriptions, options.channel_labels),
+            reference_names=without_mapped(
+                beside_references.label_names, mapping_of(options.mapped, REFERENCE)
+            ),
+        ).with_inputs_as(options)
+
+        modality_names = find_modality_names(self.files, descriptions)
+        require_modalities(self.files, modality_names, base.modalities)
+        headers, (num_channels, num_modalities, num_axes) = _read_headers(
+            self.files, reading, options.images
+        )
+        # in order; empty if unknown
+        self.modality_names = modality_names if len(modality_names) == num_modalities else ()
+        self.notes = [*cases.notes]  # ignored files, and why
+        reading = replace(reading, names=names_of_run(descriptions, headers, reading))
+        require_one_numbering(headers, reading)
+        self.notes += notes_on_names(headers, reading)
+        # The regions of the channels; None means that the channels are labels.
+        self.regions: RegionScheme | None = None
+        is_map = num_channels == 0
+        if is_map:
+            declared = declared_labels(self.files, descriptions, base)
+            reading = replace(reading, declared=declared)
+        else:
+            self.regions = _regions_of_channels(headers, reading, num_channels, self.notes)
+        labels, notes_on_labels = find_labels(self.files, options.images, reading, is_map=is_map)
+        self.notes += notes_on_labels
+        if is_map:
+            reading = replace(reading, declared=labels)
+            num_channels = labels.num_labels
+        self.reading = reading  # Labels are declared only for label maps.
+        # The numbers of channels of the logits (one per label or region), modalities and axes.
+        self.sizes = (num_channels, num_modalities, num_axes)
+        if self.left_out:
+            self.notes.insert(0, note_on_left_out(self.left_out, len(cases)))
+        self.notes += _notes_on_grids(headers)
+
+        self._names = {0: "background", **description.label_names}
+        self.ignore_label = description.ignore_label  # marks voxels without a reference
+        largest = max(math.prod(header.image.grid_shape) for header in headers)
+        self.are_large = largest > LARGE_CASE_VOXELS  # so that they are read one at a time
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -74,80 +115,24 @@ class LabeledCases(NamedTuple):
         return tuple(files.case_id for files in self.files)
 
     @property
+    def channel_labels(self) -> tuple[int, ...] | None:
+        """The label of each channel, background first; None means their numbers."""
+        if self.regions is not None or self.reading.declared is not None:
+            return None
+        return self.reading.regions.labels_of_channels(self.sizes[0])
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """A name per label, background first."""
+        labels = self.channel_labels or range(self.num_labels)
+        return tuple(self._names.get(label) or f"label {label}" for label in labels)
+
+    @property
     def num_labels(self) -> int:
         """L of a label map, background included."""
-        return len(self.label_names)
-
-
-def find_labeled_cases(options: TrainingOptions, base: CrfParameters) -> LabeledCases:
-    """Find the complete cases of a run that starts from a model.
-
-    Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
-    cases.
-    """
-    cases, left_out = _discover(options)
-    files = [case for case in cases if not case.missing]
-    places = [options.nnunet or options.images, options.images]
-    description = next(read_descriptions(places), DatasetDescription(options.images))
-    descriptions = list(read_descriptions([options.logits, options.images]))
-    labels_folder = [] if options.labels is None else [options.labels]
-    beside_references = next(read_descriptions(labels_folder, []), DatasetDescription(Path()))
-    reference_mapping = mapping_of(options.mapped, REFERENCE)
-    reading = ReadingOptions(
-        mask_mode=base.intensity.mask if options.masks is None else "none",
-        regions=find_regions(None, descriptions, options.channel_labels),
-        reference_names=without_mapped(beside_references.label_names, reference_mapping),
-    ).with_inputs_as(options)
-
-    modality_names = find_modality_names(files, descriptions)
-    require_modalities(files, modality_names, base.modalities)
-    headers, (num_channels, num_modalities, num_axes) = _read_headers(
-        files, reading, options.images
-    )
-    notes = [*cases.notes]
-    reading = replace(reading, names=names_of_run(descriptions, headers, reading))
-    require_one_numbering(headers, reading)
-    notes += notes_on_names(headers, reading)
-    regions = None
-    is_map = num_channels == 0
-    if is_map:
-        declared = declared_labels(files, descriptions, base)
-        reading = replace(reading, declared=declared)
-    else:
-        regions = _regions_of_channels(headers, reading, num_channels, notes)
-    labels, notes_on_labels = find_labels(files, options.images, reading, is_map=is_map)
-    notes += notes_on_labels
-    if is_map:
-        reading = replace(reading, declared=labels)
-        num_channels = labels.num_labels
-
-    if left_out:
-        notes.insert(0, note_on_left_out(left_out, len(cases)))
-    notes += _notes_on_grids(headers)
-
-    num_map_labels = num_channels if regions is None else regions.num_labels
-    channel_labels = None
-    if not is_map and regions is None:
-        channel_labels = reading.regions.labels_of_channels(num_channels)
-    names = {0: "background", **description.label_names}
-    label_names = []
-    for label in channel_labels or range(num_map_labels):
-        label_names.append(names.get(label) or f"label {label}")
-    grid_sizes = [math.prod(header.images[0].grid_shape) for header in headers]
-    return LabeledCases(
-        tuple(files),
-        (num_channels, num_modalities, num_axes),
-        label_names=tuple(label_names),
-        ignore_label=description.ignore_label,
-        modality_names=modality_names if len(modality_names) == num_modalities else (),
-        found=cases.found,
-        notes=tuple(notes),
-        left_out=left_out,
-        reading=reading,
-        regions=regions,
-        channel_labels=channel_labels,
-        are_large=max(grid_sizes) > LARGE_CASE_VOXELS,
-    )
+        if self.regions is not None:
+            return self.regions.num_labels
+        return self.sizes[0]
 
 
 def _discover(options: TrainingOptions) -> tuple[CaseList, Incomplete]:
@@ -202,7 +187,7 @@ def _read_headers(
     all_sizes = []
     for case in headers:
         num_channels = 0 if case.network.is_label_map else case.network.num_labels
-        all_sizes.append((num_channels, case.num_modalities, len(case.images[0].grid_shape)))
+        all_sizes.append((num_channels, case.num_modalities, len(case.image.grid_shape)))
     first = all_sizes[0]
     for case, sizes in zip(headers, all_sizes, strict=True):
         if sizes != first:
@@ -240,7 +225,7 @@ def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[Note]:
     unknown = []
     for header in headers:
         case_id = header.files.case_id
-        grid = WorkGrid(header.images[0])
+        grid = WorkGrid(header.image)
         if any(companion.turning for companion in header.companions):
             turned.append(case_id)
         parts = [grid.part(companion, "labels") for companion in header.companions]

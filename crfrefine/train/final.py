@@ -90,17 +90,14 @@ def _train(material: Material, folds: Sequence[Training], final: Training) -> Tr
     # The mean of the folds' models is trained on all cases.
     plan = material.plan
     of_folds = []
-    steps = []
-    gains: list[float] = []
     for fold in folds:
         trained = fold.candidate(CRF)
         assert trained is not None  # All folds have the kind that is chosen, so all trained.
         of_folds.append(replace(trained, name=f"{fold.name}: {trained.name}"))
-        steps.append(trained.optimizer_step)
-        gains += trained.gains
+    gains = np.concatenate([each.gains for each in of_folds])
     mean = Candidate(CRF, MEAN_OF_FOLDS, mean_parameters(of_folds, material))
     starts = [mean, *of_folds]
-    half = int(np.median(steps)) // 2
+    half = int(np.median([each.optimizer_step for each in of_folds])) // 2
     trajectories = fit_starts(
         material,
         final.split,
@@ -108,7 +105,7 @@ def _train(material: Material, folds: Sequence[Training], final: Training) -> Tr
         min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
         partial(material.progress.stepped, ALL_CASES),
         step_length=STEP_LENGTH,
-        tolerance=TOLERATED_LOSS * max(0.0, float(np.mean(gains))),
+        tolerance=TOLERATED_LOSS * max(0.0, float(gains.mean())),
     )
     winner = trajectories[0]
     assert winner.best is not None  # The cases of the folds had a Dice.

@@ -110,12 +110,8 @@ def _try(
     """Return the mean Dice of the network on the cases held out, and models with their gains."""
     crops = [material.crops[case] for case in spread_out(held_out)]
     refiners = [network_refiner(material.device)]
-    for model in models:
-        refiners.append(refiner_of(model, material))
-    dice = []
-    for refine in refiners:
-        of_refiner, _ = score_cases(refine, crops, material)
-        dice.append(of_refiner.T)
+    refiners += [refiner_of(model, material) for model in models]
+    dice = [score_cases(refine, crops, material)[0].T for refine in refiners]
     # All candidates are compared with the network over the same regions of the same cases.
     means = means_where_all_defined(np.array(dice))
     network, *of_models = means[:, ~np.isnan(means[0])]

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -139,60 +138,50 @@ def choose_device(requested: str) -> TrainingDevice:
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 
-class Sample(NamedTuple):
-    """Tiles drawn from a crop by the network's expected errors.
+class Sample:
+    """The data of a case that models are compared on: its crop, or tiles of a large one.
 
-    A model's changes in them are extrapolated to the case.
+    A model's changes in the tiles are extrapolated to the case.
     """
 
-    crop: Crop
-    tiles: tuple[Crop, ...]  # views
-    shares: tuple[float, ...]  # weight of each tile in the mean loss; they sum to 1
-    factors: tuple[float, ...]  # how many times the change in each tile counts for the case
+    def __init__(self, crop: Crop, number: int | None = None) -> None:
+        """Draw tiles by the network's expected errors; the number of the case decides which.
 
-    @property
-    def is_whole(self) -> bool:
-        """True if it is all of the crop."""
-        return self.tiles[0] is self.crop
+        The probability of a tile is mostly its share of the voxels likely to be wrong: in these,
+        models change labels and gain. None means all of the crop, which counts exactly.
+        """
+        self.crop = crop
+        self.tiles = [crop]  # views
+        self.shares = [1.0]  # weight of each tile in the mean loss; they sum to 1
+        self.factors = [1.0]  # how many times the change in each tile counts for the case
+        self.is_whole = number is None or len(crop.tiles) <= NUM_SAMPLED
+        if number is None or self.is_whole:
+            return
+        logits = crop.logits.astype(np.float32)
+        probabilities = probabilities_of(logits, crop.regions)
+        certain = np.float32(1.0)
+        if crop.regions is None:
+            doubt = certain - probabilities.max(axis=0)
+        else:
+            doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
+        doubt *= crop.mask
+        doubt_of_tiles = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
+        total = float(doubt_of_tiles.sum())
+        weights = np.array(crop.tile_weights)
+        if total > 0.0:
+            by_errors = (1.0 - _FOREGROUND_SHARE) * doubt_of_tiles / total
+            weights = _FOREGROUND_SHARE * weights + by_errors
 
-    @classmethod
-    def of_crop(cls, crop: Crop) -> Sample:
-        """Return the sample that is all of a crop, and counts exactly."""
-        return cls(crop, (crop,), (1.0,), (1.0,))
-
-
-def make_sample(crop: Crop, number: int) -> Sample:
-    """Return the sample of a crop; the number of the case decides which tiles are drawn.
-
-    The probability of a tile is mostly its share of the voxels likely to be wrong: in these, models
-    change labels and gain.
-    """
-    if len(crop.tiles) <= NUM_SAMPLED:
-        return Sample.of_crop(crop)
-    logits = crop.logits.astype(np.float32)
-    probabilities = probabilities_of(logits, crop.regions)
-    certain = np.float32(1.0)
-    if crop.regions is None:
-        doubt = certain - probabilities.max(axis=0)
-    else:
-        doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
-    doubt *= crop.mask
-    doubt_of_tiles = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
-    total = float(doubt_of_tiles.sum())
-    weights = np.array(crop.tile_weights)
-    if total > 0.0:
-        by_errors = (1.0 - _FOREGROUND_SHARE) * doubt_of_tiles / total
-        weights = _FOREGROUND_SHARE * weights + by_errors
-
-    # Points at equal distances in the cumulated weights draw a tile as often as its weight says.
-    points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    places = np.searchsorted(np.cumsum(weights), points)
-    drawn = np.minimum(places, len(weights) - 1)
-    numbers, times = np.unique(drawn, return_counts=True)
-    shares = times / NUM_SAMPLED
-    factors = shares / weights[numbers]
-    tiles = tuple(map(crop.tile, numbers.tolist()))
-    return Sample(crop, tiles, tuple(shares.tolist()), tuple(factors.tolist()))
+        # Points at equal distances in the cumulated weights draw a tile as often as its weight
+        # says.
+        points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
+        places = np.searchsorted(np.cumsum(weights), points)
+        drawn = np.minimum(places, len(weights) - 1)
+        numbers, times = np.unique(drawn, return_counts=True)
+        shares = times / NUM_SAMPLED
+        self.tiles = [crop.tile(tile) for tile in numbers.tolist()]
+        self.shares = shares.tolist()
+        self.factors = (shares / weights[numbers]).tolist()
 
 
 # A loss takes refined logits (L, N) and reference labels (N,), and returns a number.
@@ -216,9 +205,9 @@ class Material:
     guided: Scores[Guidance] = field(default_factory=dict)
 
     @cached_property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> list[Sample]:
         """The data that models are compared on: the crop of each case, or tiles of a large one."""
-        return tuple(make_sample(crop, number) for number, crop in enumerate(self.crops))
+        return [Sample(crop, number) for number, crop in enumerate(self.crops)]
 
     @cached_property
     def voxels(self) -> tuple[tuple[Tensor, Tensor], ...]:

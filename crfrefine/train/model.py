@@ -44,7 +44,7 @@ def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tupl
     """
     sample = crop
     if isinstance(sample, Crop):
-        sample = Sample.of_crop(sample)
+        sample = Sample(sample)
     found = []
     with torch.no_grad():
         for tile in sample.tiles:

@@ -165,12 +165,8 @@ class TrainingOptions(InputOptions):
         from crfrefine.io.json import to_json
         from crfrefine.io.writing import write_small_file
 
-        now = datetime.now(UTC)
-        head = {
-            "schema": schema,
-            "version": __version__,
-            "written": now.isoformat(timespec="seconds"),
-        }
-        write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"schema": schema, "version": __version__, "written": written, **report}
+        write_small_file(self.report, to_json(content, indent=2).encode())
         comment = f"{WRITTEN_BY} {__version__}{origin}"
         write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())

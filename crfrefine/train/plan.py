@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import VOLUMES
-from crfrefine.train.dataset import LabeledCases, find_labeled_cases, read_labeled
+from crfrefine.train.dataset import LabeledCases, read_labeled
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 
 DEFAULT_NUM_FOLDS = 5
@@ -84,14 +83,39 @@ def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()
     return Split(tuple(training), tuple(deciding), tuple(held_out))
 
 
-class TrainingPlan(NamedTuple):
+class TrainingPlan:
     """The plan of a run: its cases, regions and folds, and the model that is started from."""
 
-    options: TrainingOptions
-    cases: LabeledCases
-    regions: Regions
-    folds: tuple[Split, ...]
-    base: CrfParameters
+    def __init__(self, options: TrainingOptions) -> None:
+        """Find the cases, and plan the run.
+
+        Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
+        """
+        self.options = options
+        is_coarse = options.network_spacing is not None
+        self.base = options.parameters or as_parameters("sharp" if is_coarse else "default")
+        if is_coarse and not self.base.counts_network_voxels:
+            raise ConfigError(
+                "--network-spacing: expected parameters with mean_field.positions = 'network', "
+                "such as -c sharp"
+            )
+        self.cases = cases = LabeledCases(options, self.base)
+        self.regions = regions_to_compare(options.regions, cases)
+        self.folds = tuple(make_folds(len(cases.files), options.num_folds, options.seed))
+        if cases.regions is None:
+            self.base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
+            return
+        if cases.regions.num_regions < 2:
+            raise InputError(
+                f"{options.logits}: the logits have one region only; give two channels, zeros and "
+                "the log-odds of the region"
+            )
+        resolve_regions(self.base, *cases.sizes)
+        if options.learn == ("compatibility",):
+            raise ConfigError(
+                "--learn compatibility: overlapping regions, each a problem of two labels, have no "
+                "compatibility to learn"
+            )
 
     @property
     def fold_files(self) -> tuple[Path, ...]:
@@ -174,41 +198,6 @@ class TrainingPlan(NamedTuple):
         if unexpected is not None:
             hardware.insert(0, unexpected)
         return f"{data}; {len(self.folds)} cross-validation folds; {', '.join(hardware)}"
-
-
-def make_plan(options: TrainingOptions) -> TrainingPlan:
-    """Find the cases, and plan the run.
-
-    Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
-    """
-    is_coarse = options.network_spacing is not None
-    base = options.parameters
-    if base is None:
-        base = as_parameters("sharp" if is_coarse else "default")
-    if is_coarse and not base.counts_network_voxels:
-        raise ConfigError(
-            "--network-spacing: expected parameters with mean_field.positions = 'network', such as "
-            "-c sharp"
-        )
-    cases = find_labeled_cases(options, base)
-    regions = regions_to_compare(options.regions, cases)
-    folds = make_folds(len(cases.files), options.num_folds, options.seed)
-    if cases.regions is None:
-        base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
-        return TrainingPlan(options, cases, regions, tuple(folds), base)
-
-    if cases.regions.num_regions < 2:
-        raise InputError(
-            f"{options.logits}: the logits have one region only; give two channels, zeros and "
-            "the log-odds of the region"
-        )
-    resolve_regions(base, *cases.sizes)
-    if options.learn == ("compatibility",):
-        raise ConfigError(
-            "--learn compatibility: overlapping regions, each a problem of two labels, have no "
-            "compatibility to learn"
-        )
-    return TrainingPlan(options, cases, regions, tuple(folds), base)
 
 
 def regions_to_compare(texts: Sequence[str], cases: LabeledCases) -> Regions:

@@ -59,7 +59,8 @@ class Progress:
         self._seconds_of_cases = 0.0  # in which cases were measured
         self._screened = 0.0  # share of the trying of starts that is done
         self._num_measured = 0
-        self._steps: dict[str, int] = {}  # optimizer steps that were made, of each training
+        self._steps: dict[str, int] = {}  # optimizer steps that were made, of each fold
+        self._last_steps = 0  # those of the training on all cases
         self._ended: set[str] = set()  # the trainings that make no more steps
         self._lock = threading.Lock()
 
@@ -90,8 +91,10 @@ class Progress:
         `state` has its number, the loss and the bandwidths.
         """
         with self._lock:
-            self._steps[training] = self._steps.get(training, 0) + 1
-            if training != ALL_CASES:
+            if training == ALL_CASES:
+                self._last_steps += 1
+            else:
+                self._steps[training] = self._steps.get(training, 0) + 1
                 self._seconds_of_steps = self._clock() - self._work_began
             self._observer.stage_changed(training, f"[{start}] {state}")
             self._show()
@@ -120,7 +123,7 @@ class Progress:
 
     def _show(self) -> None:
         """Show how much of the time is over."""
-        num_steps = sum(steps for name, steps in self._steps.items() if name != ALL_CASES)
+        num_steps = sum(self._steps.values())
         of_case = 0.0
         if self._num_measured:
             of_case = self._seconds_of_cases / self._num_measured
@@ -129,32 +132,23 @@ class Progress:
             of_step = self._seconds_of_steps / num_steps
         if not self._num_measured:
             of_case = MEASURING_STEPS * of_step
-        left = of_step * self._steps_left()
-        left += of_case * max(0, self._num_cases - self._num_measured)
+
+        # Folds that have ended tell how many steps the others take.
+        of_ended = [self._steps.get(name, 0) for name in self._ended - {ALL_CASES}]
+        of_fold = PRIOR_WEIGHT * STEPS_OF_FOLD * self._num_steps + sum(of_ended)
+        of_fold /= PRIOR_WEIGHT + len(of_ended)
+        steps_left = 0.0
+        num_waiting = self._num_folds - len(of_ended)
+        for name, steps in self._steps.items():
+            if name not in self._ended:
+                num_waiting -= 1
+                possible = MAX_OF_FOLD * self._num_steps - steps
+                steps_left += max(of_fold - steps, SHARE_LEFT * possible)
+        steps_left += max(0, num_waiting) * of_fold
+        if ALL_CASES not in self._ended:
+            steps_left += max(0.0, STEPS_OF_LAST * self._num_steps - self._last_steps)
+
+        left = of_step * steps_left + of_case * max(0, self._num_cases - self._num_measured)
         elapsed = self._clock() - self._began
         if elapsed > 0.0:
             self._observer.progressed(elapsed / (elapsed + left))
-
-    def _steps_left(self) -> float:
-        """Return how many optimizer steps are left."""
-        of_ended = [self._steps.get(name, 0) for name in self._ended if name != ALL_CASES]
-        # Folds that have ended tell how many steps the others take.
-        of_fold = PRIOR_WEIGHT * STEPS_OF_FOLD * self._num_steps + sum(of_ended)
-        of_fold /= PRIOR_WEIGHT + len(of_ended)
-        of_last = STEPS_OF_LAST * self._num_steps
-
-        left = 0.0
-        num_waiting = self._num_folds - len(of_ended)
-        for name, steps in self._steps.items():
-            if name in self._ended:
-                continue
-            if name == ALL_CASES:
-                left += max(0.0, of_last - steps)
-                continue
-            num_waiting -= 1
-            possible = MAX_OF_FOLD * self._num_steps - steps
-            left += max(of_fold - steps, SHARE_LEFT * possible)
-        left += max(0, num_waiting) * of_fold
-        if ALL_CASES not in self._steps and ALL_CASES not in self._ended:
-            left += of_last
-        return left

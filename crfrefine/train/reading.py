@@ -53,9 +53,7 @@ def read_material(
             f"{options.labels}: no case has a foreground label; there is nothing to learn from"
         )
     groups = tuple(plan.regions.values())
-    values = []
-    for crop in crops:
-        values.append(dice_of(crop.network_counts + crop.outside, groups))
+    values = [dice_of(crop.network_counts + crop.outside, groups) for crop in crops]
     dice = mean_defined(np.ravel(values))
     if dice < LOW_DICE:
         progress.note(NoteKind.LOW_DICE(dice=dice))

@@ -20,7 +20,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 from crfrefine.io.writing import check_replaceable
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
-from crfrefine.train.plan import make_plan
+from crfrefine.train.plan import TrainingPlan
 from crfrefine.train.progress import TrainingObserver
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run_training(
     options.check_files()
     if options.device != "auto":
         get_backend(options.device)  # Raises BackendUnavailableError if it is missing.
-    plan = make_plan(options)
+    plan = TrainingPlan(options)
     for path in plan.fold_files:
         check_replaceable(path)
     for path in options.files:

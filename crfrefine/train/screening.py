@@ -7,8 +7,9 @@ nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -39,24 +40,32 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
 
     material.progress.stage_started(f"trying {len(starts)} starts")
     cases = setup.evenly_spread(len(material.crops), MAX_SCREENED)
-    samples = []
-    crops = []
-    for case in cases:
-        samples.append(material.samples[case])
-        crops.append(material.crops[case])
-    rows_of_folds = {}
-    for fold in folds:
-        seen = material.plan.folds[fold].seen
-        rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
+    samples = [material.samples[case] for case in cases]
+    rounds: list[Sequence[Crop | Sample]] = [samples]
+    if not all(sample.is_whole for sample in samples):
+        rounds.append([material.crops[case] for case in cases])
+
+    def dice_of(start: Candidate, sources: Sequence[Crop | Sample], share: float) -> Float64:
+        dice = _dice_of(start, sources, material)
+        material.progress.start_tried(share)
+        return dice
 
     best_of_folds: dict[int, Sequence[Candidate]] = dict.fromkeys(folds, starts)
-    if all(sample.is_whole for sample in samples):
-        best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=1.0)
-    else:
-        best_of_folds = _ranked(best_of_folds, rows_of_folds, samples, material, share=0.5)
-        # A fold has only its own finalists: those of others were chosen on cases that it holds out.
-        finalists = {fold: best[:NUM_FINALISTS] for fold, best in best_of_folds.items()}
-        best_of_folds = _ranked(finalists, rows_of_folds, crops, material, share=0.5)
+    for sources in rounds:
+        together = set[Candidate]().union(*best_of_folds.values())
+        tried = [start for start in starts if start in together]
+        share = 1 / len(rounds) / len(tried)
+        try_one = partial(dice_of, sources=sources, share=share)
+        dice = dict(zip(tried, material.workers.run_parts(try_one, tried), strict=True))
+        for fold in folds:
+            seen = material.plan.folds[fold].seen
+            rows = [row for row, case in enumerate(cases) if case in seen]
+            of_fold = best_of_folds[fold]
+            best_first = [start for start in ranked(dice, rows) if start in of_fold]
+            # A fold has only its own finalists: those of others were chosen on cases that it holds
+            # out.
+            is_last = sources is rounds[-1]
+            best_of_folds[fold] = best_first if is_last else best_first[:NUM_FINALISTS]
     chosen: dict[int, Sequence[Candidate]] = {}
     for fold, best in best_of_folds.items():
         # The first starts that differ by more than their weights.
@@ -66,34 +75,6 @@ def choose_starts(material: Material, folds: Sequence[int]) -> dict[int, Sequenc
             start_of_bandwidths.setdefault(repr(kernels), start)
         chosen[fold] = list(start_of_bandwidths.values())[: setup.NUM_TRAINED]
     return chosen
-
-
-def _ranked(
-    starts_of_folds: Mapping[int, Sequence[Candidate]],
-    rows_of_folds: Mapping[int, Sequence[int]],
-    sources: Sequence[Crop | Sample],
-    material: Material,
-    *,
-    share: float,
-) -> dict[int, Sequence[Candidate]]:
-    """Return the starts of each fold, the best first by Dice on some of the cases.
-
-    `rows_of_folds` are the cases that count in each, `share` is that of the trying of starts.
-    """
-    together = set[Candidate]().union(*starts_of_folds.values())
-    starts = [start for start in material.starts if start in together]
-
-    def dice_of(start: Candidate) -> Float64:
-        dice = _dice_of(start, sources, material)
-        material.progress.start_tried(share / len(starts))
-        return dice
-
-    tried = dict(zip(starts, material.workers.run_parts(dice_of, starts), strict=True))
-    best_of_folds: dict[int, Sequence[Candidate]] = {}
-    for fold, rows in rows_of_folds.items():
-        of_fold = starts_of_folds[fold]
-        best_of_folds[fold] = [start for start in ranked(tried, rows) if start in of_fold]
-    return best_of_folds
 
 
 def best_on_crops(

@@ -9,7 +9,7 @@ from importlib import import_module
 import torch
 
 from crfrefine.base.limits import available_threads, run_beside
-from crfrefine.train.comparison import TrainingResult, compare
+from crfrefine.train.comparison import TrainingResult
 from crfrefine.train.final import train_on_all_cases
 from crfrefine.train.folds import fingerprint, measure_fold, read_folds, train_fold
 from crfrefine.train.material import choose_device
@@ -39,12 +39,12 @@ def train(plan: TrainingPlan, observer: TrainingObserver, started: float) -> Tra
         observer.note(note)
 
     numbers = range(len(plan.folds))
-    num_untrained = len(numbers) - len(finished)
+    untrained = [number for number in numbers if number not in finished]
     num_unmeasured = 0
     for number, split in enumerate(plan.folds):
         if number not in finished or not finished[number].measured:
             num_unmeasured += len(split.held_out)
-    progress = Progress(observer, num_untrained, plan.num_optimizer_steps, num_unmeasured)
+    progress = Progress(observer, len(untrained), plan.num_optimizer_steps, num_unmeasured)
 
     def import_ahead() -> None:
         """Import what PyTorch's Adam and the comparison need; these raise the error, if any."""
@@ -60,7 +60,6 @@ def train(plan: TrainingPlan, observer: TrainingObserver, started: float) -> Tra
             material = read_material(plan, digest, device, workers, progress)
             # All cores but one would wait for these imports later.
             run_beside(import_ahead)
-            untrained = [number for number in numbers if number not in finished]
             starts = choose_starts(material, untrained)
             train_one = partial(train_fold, starts_of_folds=starts, material=material)
             trained = workers.run_parts(train_one, untrained)
@@ -72,4 +71,4 @@ def train(plan: TrainingPlan, observer: TrainingObserver, started: float) -> Tra
     finally:
         torch.set_num_threads(torch_threads)
 
-    return compare(plan, folds, final, device.name, num_threads, started)
+    return TrainingResult(plan, folds, final, device.name, num_threads, started)

@@ -61,12 +61,10 @@ def make_starts(
     bandwidths. For a training of few steps they are evenly thinned out, so that the search among
     them does not take longer than the training.
     """
+    sharpened = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+    model = with_values_to_learn(base or sharpened, learn, num_labels, num_modalities)
     starts = []
-    if base is None:
-        sharpened = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
-        model = with_values_to_learn(sharpened, learn, num_labels, num_modalities)
-    else:
-        model = with_values_to_learn(base, learn, num_labels, num_modalities)
+    if base is not None:
         starts.append(Candidate(CRF, "given", model))
         if "theta" not in learn:
             return starts

@@ -36,7 +36,7 @@ from crfrefine.records.states import read_records
 from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.progress import TrainingObserver
-from crfrefine.train.sources import NOISE_LEVELS, Source, make_source, score_candidates
+from crfrefine.train.sources import NOISE_LEVELS, Source, score_candidates
 from crfrefine.train.starts import evenly_spread, voxel_length
 from crfrefine.train.unlabeled_choice import Choice, make_candidates
 from crfrefine.train.workers import Workers
@@ -74,7 +74,14 @@ def run_unlabeled(options: TrainingOptions, observer: TrainingObserver) -> Choic
     if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
 
-    choice = choose_parameters(inputs, observer, seed=options.seed, threads=options.threads)
+    choice = choose_parameters(
+        inputs,
+        observer,
+        max_cases=MAX_CASES,
+        overrides={},
+        seed=options.seed,
+        threads=options.threads,
+    )
     if not choice.case_ids:
         reason = next(iter(choice.left_out.values()), "there is none")
         raise InputError(
@@ -122,6 +129,7 @@ def choose_for(
         observer,
         max_cases=MAX_CASES_OF_A_RUN,
         overrides=overrides,
+        seed=0,
         threads=options.threads,
     )
     observer.stage_ended(choice.describe())
@@ -132,24 +140,21 @@ def choose_parameters(
     inputs: RunInputs,
     observer: TrainingObserver,
     *,
-    max_cases: int = MAX_CASES,
-    overrides: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    threads: int | None = None,
+    max_cases: int,
+    overrides: Mapping[str, Any],
+    seed: int,
+    threads: int | None,
 ) -> Choice:
     """Try all candidates on synthetic cases made from some of the cases, evenly spread.
 
     Cases that cannot be used are left out.
     """
-    overrides = overrides or {}
     threads = threads or available_threads()
     default = CrfParameters().replace(**overrides)
     sources, left_out = _read_sources(inputs, max_cases, default, threads, observer)
 
-    voxel = 1.0
-    if sources:
-        voxel = float(np.median([source.voxel for source in sources]))
-    candidates = make_candidates(voxel, overrides)
+    voxels = [source.voxel for source in sources] or [1.0]
+    candidates = make_candidates(float(np.median(voxels)), overrides)
     observer.stage_changed("", f"trying {counted(len(candidates), 'set')} of parameters")
     # Dice, of the network first.
     num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
@@ -202,7 +207,7 @@ def _read_sources(
             require_memory_for(headers, inputs.reading)
             loaded = read_case(headers, inputs.reading, threads=threads)
             loaded = replace(loaded, network=with_numbers_of_channels(loaded.network))
-            sources.append(make_source(loaded, default, threads, coarseness))
+            sources.append(Source(loaded, default, threads, coarseness))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
     if left_out:
         causes = Causes()

@@ -108,18 +108,16 @@ def decide(units: Float64, agreements: Sequence[float]) -> tuple[int, str]:
     if len(units) < MIN_UNITS:
         return 0, "no case could be used"
     if float(np.median(agreements)) < MIN_AGREEMENT:
-        reason = (
+        return 0, (
             "`default` changes so many of the network's labels that synthetic cases would not be "
             "like the real ones"
         )
-        return 0, reason
     best = pick(units)
     if best == 0:
-        reason = (
+        return 0, (
             f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four "
             "kinds of synthetic case"
         )
-        return 0, reason
     # Each half of the cases chooses a set for the other half.
     scores = gains_of(units)[1]
     for_odd = scores[1::2, pick(units[::2])].mean()
@@ -191,8 +189,8 @@ class Choice:
         """Return the entries in the report, with all that was tried."""
         candidates = []
         for candidate in self.candidates:
-            entry = {"name": candidate.name, "parameters": candidate.parameters.to_dict()}
-            candidates.append(entry)
+            parameters = candidate.parameters.to_dict()
+            candidates.append({"name": candidate.name, "parameters": parameters})
         return {
             "choice": self.to_dict(),
             "parameters": self.chosen.parameters.to_dict(),

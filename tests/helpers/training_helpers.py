@@ -19,7 +19,7 @@ from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import CRF, Candidate, no_crf
 from crfrefine.train.comparison import Training
 from crfrefine.train.crops import make_crop
-from crfrefine.train.dataset import find_labeled_cases
+from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.fit import fit_starts
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
@@ -113,7 +113,7 @@ def options_of(folder, **options):
 
 def cases_in(folder, **options):
     """The cases that a training finds in a folder."""
-    return find_labeled_cases(options_of(folder, **options), CrfParameters())
+    return LabeledCases(options_of(folder, **options), CrfParameters())
 
 
 def table_of_gains(gains):

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from copy import copy
 from dataclasses import replace
 
 import nibabel as nib
@@ -37,9 +38,9 @@ from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk
 from crfrefine.train.dataset import read_labeled
 from crfrefine.train.folds import fingerprint
-from crfrefine.train.material import NUM_SAMPLED, make_sample
+from crfrefine.train.material import NUM_SAMPLED, Sample
 from crfrefine.train.model import network_refiner, score
-from crfrefine.train.plan import make_folds, make_plan
+from crfrefine.train.plan import TrainingPlan, make_folds
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -88,7 +89,7 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     assert (complete.case_ids, complete.left_out, complete.notes) == (
         tuple(f"case{number}" for number in range(6)),
         {},
-        (),
+        [],
     )
     for number, folder in enumerate(("labels", "logits", "masks")):
         (tmp_path / folder / f"case{number}.nii.gz").unlink()
@@ -134,12 +135,12 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
         "ElementDataFile = a.raw\n"
     )
     voxels.write_bytes(bytes(4))
-    plan = make_plan(options_of(write_cases(tmp_path, 2)))
-    files = (CaseFiles("a", (header,), (), None, None),)
-    plan = plan._replace(cases=plan.cases._replace(files=files))
+    plan = TrainingPlan(options_of(write_cases(tmp_path, 2)))
+    plan.cases.files = (CaseFiles("a", (header,), (), None, None),)
 
     def fingerprint_with(**options):
-        changed = plan._replace(options=replace(plan.options, **options))
+        changed = copy(plan)
+        changed.options = replace(plan.options, **options)
         return fingerprint(changed, is_gpu=False)
 
     before = fingerprint(plan, is_gpu=False)
@@ -286,7 +287,7 @@ def test_what_is_estimated_is_right_on_average(monkeypatch):
     loss = material([tiled]).loss
     network = score(network_refiner(), tiled, loss, 1)[1]
     whole = score(biased, tiled, loss, 1)[1]
-    samples = [make_sample(tiled, number) for number in range(200)]
+    samples = [Sample(tiled, number) for number in range(200)]
     drawn = set()
     for sample in samples[:8]:
         drawn.add(frozenset(tile.image.tobytes() for tile in sample.tiles))

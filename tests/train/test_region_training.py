@@ -38,7 +38,7 @@ from crfrefine.train.dataset import read_labeled
 from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Sample
 from crfrefine.train.model import Model, score
-from crfrefine.train.plan import make_plan
+from crfrefine.train.plan import TrainingPlan
 from crfrefine.train.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -300,7 +300,7 @@ def test_what_is_learned_for_a_coarser_network_is_what_infer_computes(tmp_path, 
     kept = []
     score(
         model.refine,
-        Sample.of_crop(crop),
+        Sample(crop),
         lambda refined, labels: kept.append(refined) or refined.sum() * 0,
         1,
     )
@@ -378,15 +378,12 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
             case.affine @ np.diag([2.0, 2.0, 2.0, 1.0]),
         )
     options = options_of(tmp_path, resample="linear")
-    plain = make_plan(replace(options, parameters=as_parameters("default")))
-    sharp = make_plan(replace(options, parameters=as_parameters("sharp")))
+    plain = TrainingPlan(replace(options, parameters=as_parameters("default")))
+    sharp = TrainingPlan(replace(options, parameters=as_parameters("sharp")))
     assert plain.read(plain.cases.files[0], 1).network_spacing is None
     assert sharp.read(sharp.cases.files[0], 1).network_spacing == pytest.approx(
         [2 * step for step in LARGER["spacing"]]
     )
-    with pytest.raises(
-        InputError, match="--resample alone for logits"
-    ):  # It would count for nothing.
-        sharp._replace(options=replace(sharp.options, network_spacing=9.0)).read(
-            sharp.cases.files[0], 1
-        )
+    sharp.options = replace(sharp.options, network_spacing=9.0)  # It would count for nothing.
+    with pytest.raises(InputError, match="--resample alone for logits"):
+        sharp.read(sharp.cases.files[0], 1)

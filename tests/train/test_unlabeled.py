@@ -363,7 +363,7 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
     infer(tmp_path, "--set", "postprocess.fill_holes=each")
     (tmp_path / "out" / "case1.nii.gz").unlink()
-    monkeypatch.delattr(unlabeled, "make_source")  # It is not to choose again.
+    monkeypatch.delattr(unlabeled, "Source")  # It is not to choose again.
     again = infer(tmp_path, "--continue")
     assert (
         "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, "
