@@ -87,11 +87,12 @@ class Corrections:
             return UNTOUCHED
         if not self.refined.exists():
             return CORRECTED
-        if self.refined.stat().st_mtime_ns < self.strokes.stat().st_mtime_ns:
+        written = self.refined.stat().st_mtime_ns
+        if written < self.strokes.stat().st_mtime_ns:
             return CORRECTED
         if not self.parameters.exists():
             return OUTDATED
-        if self.refined.stat().st_mtime_ns < self.parameters.stat().st_mtime_ns:
+        if written < self.parameters.stat().st_mtime_ns:
             return CORRECTED
         return SAVED if self.read_parameters() == parameters else OUTDATED
 

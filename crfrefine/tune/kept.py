@@ -13,7 +13,6 @@ from crfrefine.tune.corrections import (
     CORRECTED,
     SAVED,
     UNTOUCHED,
-    Corrections,
     FolderLock,
     read_address,
     stamp_of_inputs,
@@ -61,16 +60,16 @@ class KeptCases:
             with self._lock:
                 self._drawings[number] = session.drawing
                 self._stamps[number] = session.stamp
-                folder = self.options.corrections
-                if folder != options.corrections and folder is not None:  # It was taken meanwhile.
-                    self._keep_drawing(number, session.drawing, folder)
+                if self.options is not options:  # A folder was taken meanwhile.
+                    self._keep_drawing(number)
         return session
 
-    def _keep_drawing(self, number: int, drawing: Drawing, folder: Path) -> None:
+    def _keep_drawing(self, number: int) -> None:
         """Keep the strokes of a case in the folder of corrections."""
-        files = Corrections.of_case(self.inputs.cases[number].case_id, folder)
+        files = self.chosen.corrections_of(self.inputs.cases[number].case_id)
+        assert files is not None
         files.check()
-        drawing.keep_in(files.drawing)
+        self._drawings[number].keep_in(files.drawing)
 
     def state(self, number: int) -> str:
         """Return the state of a case, as of `Corrections.state`."""
@@ -137,10 +136,10 @@ class KeptCases:
             if self._folder_lock is None:
                 self._folder_lock = FolderLock(folder)
                 self.options = replace(self.options, corrections=folder)
-            for number, drawing in self._drawings.items():
-                self._keep_drawing(number, drawing, folder)
-            self._reviews.keep_in(folder)
             self.chosen.keep_in(folder)
+            for number in self._drawings:
+                self._keep_drawing(number)
+            self._reviews.keep_in(folder)
             if self.address is not None:
                 write_address(folder, *self.address)
         return folder

@@ -134,13 +134,14 @@ class OpenCase:
             if self._reading is not None:
                 self._reading.cancel()
             self._next = number
-            self._reading = self._thread.submit(self._read_ahead, number)
-            self._refining = self._thread.submit(self._refine_ahead, self._reading)
+            self._reading = reading = self._thread.submit(self._read_ahead, number)
 
-    def _refine_ahead(self, reading: Future[Session | None]) -> None:
-        session = reading.result()
-        if session is not None:
-            session.refine_ahead(partial(self.give_way, ahead=session))
+            def refine() -> None:
+                session = reading.result()
+                if session is not None:
+                    session.refine_ahead(partial(self.give_way, ahead=session))
+
+            self._refining = self._thread.submit(refine)
 
     def give_way(self, *progress: object, ahead: Session | None = None) -> None:
         """Wait while the page waits for a result; raise EndedError once the page has ended.

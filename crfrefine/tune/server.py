@@ -281,8 +281,8 @@ def _checked(sent: Json, kinds: Json) -> Json:
         allowed = (float, int) if kind is float else get_args(kind) or (kind,)
         is_fit = is_fit and type(sent[name]) in allowed
     if not is_fit:
-        names = {name: getattr(kind, "__name__", str(kind)) for name, kind in kinds.items()}
-        expected = ", ".join(f"{name} ({kind})" for name, kind in names.items())
+        texts = [f"{name} ({getattr(kind, '__name__', kind)})" for name, kind in kinds.items()]
+        expected = ", ".join(texts)
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
         if isinstance(value, list) and not all(type(entry) is int for entry in value):

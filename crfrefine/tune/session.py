@@ -216,7 +216,8 @@ class Session:
         """Write parameters to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
-        described = self.describe_parameters(self.parameters(preset, changes))
+        parameters = self._chosen.resolve(self.case.case_id, preset, changes)
+        described = self.describe_parameters(parameters)
         write_small_file(self._options.output, described["toml"].encode())
         return {"saved": str(self._options.output), **described}
 
@@ -353,10 +354,6 @@ class Session:
             layers["network"] = case.network_labels
             layers["reference"] = case.labels
         return pack_plane(case, plane, place, layers, shown.box)
-
-    def parameters(self, preset: str, changes: Json) -> CrfParameters:
-        """Return the parameters of a preset with changed entries; raise ConfigError for others."""
-        return self._chosen.resolve(self.case.case_id, preset, changes)
 
     def describe_parameters(self, parameters: CrfParameters) -> Json:
         """Return the controls and the text of parameters."""

@@ -199,7 +199,8 @@ def strokes_with(drawn, *, can_undo=True, can_redo=False):
 def state_of(session, changes=()):
     """The state of the first case in its files."""
     corrections = Corrections.of_case("first", session._options.corrections)
-    return corrections.state(session.parameters("", dict(changes)), session.stamp)
+    parameters = session._chosen.resolve(session.case.case_id, "", dict(changes))
+    return corrections.state(parameters, session.stamp)
 
 
 def test_strokes_are_undone_to_the_first_one_and_drawn_again(session):
