@@ -143,7 +143,7 @@ def test_notes_of_cases_that_a_run_does_not_have_stay(study, options, worklist):
     worklist.review(2, "to discuss", "third")
     worklist.end()
     inputs = find_cases_to_show(options)
-    few = Worklist(options, replace(inputs, cases=inputs.cases[:1]))
+    few = Worklist(options, inputs._replace(cases=inputs.cases[:1]))
     few.review(0, "done", "first")
     few.end()
     again = Worklist(options, inputs)
