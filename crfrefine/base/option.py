@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
@@ -26,8 +25,7 @@ ARGUMENTS, INPUT, OUTPUT, MODEL, LESIONS, RESOURCES, CLUSTER, RARE, MESSAGES = P
 )
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """A command's option, or its argument if it has no names; `cli.command` makes it.
 
     It belongs to the annotation of a field of an options class, or of a parameter of the function

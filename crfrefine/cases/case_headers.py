@@ -7,8 +7,8 @@ voxels tell a label map from the scores of label 1. They are decoded once for it
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.base.array_types import Spacing
 from crfrefine.base.failures import naming_case
@@ -43,8 +43,7 @@ _NOT_MAPPED = {
 _STROKES_ELSEWHERE = "Draw them on the image; strokes are not resampled."
 
 
-@dataclass(frozen=True)
-class CaseHeaders:
+class CaseHeaders(NamedTuple):
     """The headers of a case's files: on the image's grid, a part of it, or, on request, another."""
 
     files: CaseFiles  # the paths
@@ -255,7 +254,7 @@ def _read_network_header(
     fewest = 1 if lacks_background or regions.declares(1) else 2
     network = logits_header(headers, fewest=fewest, grid=image)
     if lacks_background:
-        network = replace(network, num_labels=network.num_labels + 1, lacks_background=True)
+        network = network._replace(num_labels=network.num_labels + 1, lacks_background=True)
     return network, compared
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme
@@ -39,8 +39,7 @@ _WRITTEN_BY_NNUNET = (
 _MAX_OF_A_NAME = 200
 
 
-@dataclass(frozen=True)
-class RegionReading:
+class RegionReading(NamedTuple):
     """Which channels of a network's output are overlapping regions, and not labels."""
 
     scheme: RegionScheme | None = None  # None means that channels are labels

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import NoneType
@@ -87,7 +86,7 @@ def options_of(
         if is_option and (not wanted or parameter.name in wanted):
             value_type, option = get_args(parameter.annotation)
             if not needs_inputs:
-                option = replace(option, unless="")
+                option = option._replace(unless="")
             parameters.append(parameter.replace(annotation=Annotated[value_type, option]))
     return parameters
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +55,7 @@ def convert(
         ),
     ] = False,
     verbose: Annotated[
-        bool, replace(shared.VERBOSE, help="More: where an unexpected error was raised.")
+        bool, shared.VERBOSE._replace(help="More: where an unexpected error was raised.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET] = False,
     **options: Any,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +55,7 @@ def evaluate(
         ),
     ] = None,
     verbose: Annotated[
-        bool, replace(shared.VERBOSE, help="More: what was assumed about each case.")
+        bool, shared.VERBOSE._replace(help="More: what was assumed about each case.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
     **options: Any,

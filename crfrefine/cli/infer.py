@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -25,8 +24,7 @@ def infer(
     ctx: typer.Context,
     config: Annotated[
         str,
-        replace(
-            shared.CONFIG,
+        shared.CONFIG._replace(
             help="A preset's name, a TOML file, or auto: chosen for these cases, without labels.",
         ),
     ] = "default",

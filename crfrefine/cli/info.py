@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +39,7 @@ def info(
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
         bool,
-        replace(
-            shared.VERBOSE,
+        shared.VERBOSE._replace(
             help="Also read the voxels: image or label map, ranges, or counts of labels.",
         ),
     ] = False,

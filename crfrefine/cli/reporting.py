@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,6 @@ LOSSES = {
 MAX_LISTED = 20
 
 
-@dataclass(eq=False)
 class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
     """Shows the events of a run: messages, and on a terminal a line that is redrawn.
 
@@ -54,20 +53,21 @@ class RunReporter(Observer[RunT, CaseT], AbstractContextManager[Any]):
     before_note = "note: "
     before_note_on_case = "note: case {!r}: "
 
-    # QUIET: no line, and only errors; VERBOSE: further details of the command
-    verbosity: int = NORMAL
-    _bar: Progress | None = None  # Its content need not be printed.
-    _total: int = 0  # cases of the run
-    _ended: int = 0  # cases that have ended
-    _began: float = 0.0
-    _said: float = 0.0  # when the last line was printed
-    _name: str = ""  # the case or training that was last in a stage
-    _name_began: float = 0.0
-    _left: float | None = None  # seconds that the run takes from now on, if that is known
-    # Notes about one case that probably apply to all.
-    _known: set[Any] = field(default_factory=set)
-    _causes: Causes | None = None  # of the failures so far, if there are any
-    _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
+    def __init__(self, verbosity: int = NORMAL) -> None:
+        """Take QUIET: no line, and only errors; or VERBOSE: further details of the command."""
+        self.verbosity = verbosity
+        self._bar: Progress | None = None  # Its content need not be printed.
+        self._total = 0  # cases of the run
+        self._ended = 0  # cases that have ended
+        self._began = 0.0
+        self._said = 0.0  # when the last line was printed
+        self._name = ""  # the case or training that was last in a stage
+        self._name_began = 0.0
+        # seconds that the run takes from now on, if that is known
+        self._left: float | None = None
+        self._known: set[Any] = set()  # notes about one case that probably apply to all
+        self._causes: Causes | None = None  # of the failures so far, if there are any
+        self._rest = ""  # after an interrupt: how much is done, and how to do the rest
 
     def __exit__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +41,7 @@ def status(
     ] = False,
     as_json: Annotated[bool, Option("--json", "Everything, for programs.")] = False,
     verbose: Annotated[
-        bool, replace(shared.VERBOSE, help="Name all cases, not the first 20 of each kind.")
+        bool, shared.VERBOSE._replace(help="Name all cases, not the first 20 of each kind.")
     ] = False,
 ) -> None:
     """Show which cases of folder runs are done, failed or missing."""

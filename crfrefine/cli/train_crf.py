@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,8 +103,7 @@ def train_crf(
     ] = None,
     config: Annotated[
         str | None,
-        replace(
-            shared.CONFIG,
+        shared.CONFIG._replace(
             help="Start from a preset or a TOML file. Default: several built-in starts.",
             show_default=False,
         ),
@@ -123,7 +121,7 @@ def train_crf(
         ),
     ] = ",".join(DEFAULT_LEARN),
     verbose: Annotated[
-        bool, replace(shared.VERBOSE, help="More: every step of the optimizer.")
+        bool, shared.VERBOSE._replace(help="More: every step of the optimizer.")
     ] = False,
     quiet: Annotated[bool, shared.QUIET_BUT_VERDICT] = False,
     **options: Any,

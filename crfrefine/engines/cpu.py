@@ -325,8 +325,9 @@ def load_engine() -> Any:
 
 def built_levels(engine: Any) -> tuple[str, ...]:
     """Return the levels that were compiled beside an engine, lowest first."""
-    folder = Path(str(engine.__file__)).parent
-    return tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
+    files = Path(str(engine.__file__)).parent.iterdir()
+    modules = {file.name.partition(".")[0] for file in files}
+    return tuple(level for level in LEVELS if f"_engine_{level}" in modules)
 
 
 def _import_level(level: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +135,7 @@ def _read_channels(
     regions = reading.regions
     is_alone = header.num_channels == 1 and not regions.declares(1)
     if is_alone or reading.add_background:
-        header = replace(header, num_labels=header.num_labels + 1, lacks_background=True)
+        header = header._replace(num_labels=header.num_labels + 1, lacks_background=True)
     file = header.files[0]
     reference.check(file, "logits")
     regions.require_number(header)

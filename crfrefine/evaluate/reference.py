@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from crfrefine import io
 from crfrefine.arrays.interpolated import notes_on_labels
@@ -99,7 +99,7 @@ def read_reference(pair: CasePair, measured: MeasuredRegions) -> Reference:
         labels: Labels = WorkGrid(union, "comparison").nearest(
             stored, volume.data.T, "reference", notes, outside="are background"
         )
-        volume = replace(volume, data=labels.T, affine=union.geometry()[0])
+        volume = volume._replace(data=labels.T, affine=union.geometry()[0])
     return Reference(volume, union, measured, names, mapped, [*union.notes, *notes], warnings)
 
 

@@ -208,4 +208,4 @@ def with_numbers_of_run(volume: Volume, path: Path, numbers: Mapping[str, int]) 
                 "labels are compared with structures by their names"
             )
     labels, _ = map_labels(volume.data, number_of)
-    return replace(volume, data=labels)
+    return volume._replace(data=labels)

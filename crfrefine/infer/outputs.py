@@ -19,7 +19,6 @@ from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.frame import grid_of_archive
 from crfrefine.cases.label_input import segments_of_label_map
-from crfrefine.cases.nnunet import is_of_nnunet
 from crfrefine.cases.reading_options import RESERVED_NAMES, ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.infer.options import InferenceOptions
@@ -76,13 +75,14 @@ class OutputFiles:
         files: CaseFiles,
         options: InferenceOptions,
         numbers: Mapping[str, int],
-        is_nnunet: Callable[[Path], bool],
+        is_nnunet: Callable[[Path], bool] | None,
     ) -> OutputFiles:
         """Return the output files of a case, by its name or as the manifest says.
 
         `numbers` are those of the structures, by name.
 
         There is an archive if the logits are one in a folder that `is_nnunet` says is nnU-Net's.
+        None means that no probabilities are saved.
         """
         label_map = options.output
         if not options.writes_file:
@@ -96,8 +96,8 @@ class OutputFiles:
         probabilities, logits, preview = [path if is_wanted else None for path, is_wanted in pairs]
         outputs = cls(label_map, probabilities, logits, preview)
         scores = [path for path in files.network if suffix_of(path) == ".npz"]
-        is_for_folder = options.save_probabilities and not options.writes_file
-        if is_for_folder and len(scores) == 1 and is_nnunet(scores[0].parent):
+        may_be_nnunet = len(scores) == 1 and not options.writes_file
+        if is_nnunet is not None and may_be_nnunet and is_nnunet(scores[0].parent):
             properties = scores[0].with_suffix(".pkl")
             outputs = replace(
                 outputs,
@@ -249,7 +249,11 @@ def plan_outputs(
             f"{output}: a label map cannot be written as {ending}; "
             f"expected {_ONE_OF_SUFFIXES}, or a folder"
         )
-    is_nnunet = functools.cache(is_of_nnunet)
+    is_nnunet = None
+    if options.save_probabilities:
+        from crfrefine.cases.nnunet import is_of_nnunet
+
+        is_nnunet = functools.cache(is_of_nnunet)
     numbers = {} if reading.declared is None else reading.declared.structures
     all_outputs = []
     for files in cases:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -141,7 +142,7 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         grid_shape=header.grid_shape[:2],
         num_channels=header.grid_shape[2],
         spacing=header.spacing[:2],
-        source=replace(header.source, inner=None),
+        source=header.source._replace(inner=None),
         segments=(),
     )
     if placed_on(plane, grid).on_same_grid(grid):
@@ -159,8 +160,7 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class NetworkHeader:
+class NetworkHeader(NamedTuple):
     """The headers of a network's output: logits, probabilities, a label map or structures."""
 
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label or structure

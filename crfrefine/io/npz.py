@@ -57,7 +57,7 @@ class ArrayHeader(FileHeader):
         if streams.read_start(path).startswith(_NPY_MAGIC):
             with path.open("rb") as file:
                 self.shape, source = _read_array_header(file, path, "the array")
-                self.voxels = replace(source, start=file.tell())
+                self.voxels = source._replace(start=file.tell())
             return
         self.format = "nnU-Net npz"
         self.has_tail = True  # the rest of the archive
@@ -86,8 +86,8 @@ class ArrayHeader(FileHeader):
             raise UnsupportedFormatError(
                 f"{path}: damaged: {name} has shape {self.shape}, but not as many values"
             )
-        self.voxels = replace(
-            source, encoding=container, start=start, offset=offset, checksum=checksum
+        self.voxels = source._replace(
+            encoding=container, start=start, offset=offset, checksum=checksum
         )
 
     def grid(self) -> tuple[Shape, int]:

@@ -11,10 +11,9 @@ import stat
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -216,8 +215,7 @@ FLOAT32 = np.dtype(np.float32)
 _KEPT = frozenset(map(np.dtype, ("float16", "float32", "int8", "uint8", "int16", "uint16")))
 
 
-@dataclass(frozen=True)
-class VoxelSource:
+class VoxelSource(NamedTuple):
     """Voxels in one file."""
 
     path: Path  # the file with the voxels, which may hold the header, too
@@ -284,7 +282,7 @@ class VoxelSource:
             found = f"more than the {present} compressed bytes in it can hold"
         if promised > most:
             raise cut_off(self.path, f"{promised} bytes of voxels", found)
-        return replace(self, start=start), surplus
+        return self._replace(start=start), surplus
 
     def scaled(self, stored: Array, dtype: type = np.float64) -> Array:
         """Return the values of stored ones, computed in a type of floats."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +150,7 @@ class VolumeHeader:
         )
 
 
-@dataclass(frozen=True)
-class Volume:
+class Volume(NamedTuple):
     """Voxels on a grid."""
 
     data: Array  # (*grid), or (channels, *grid)
@@ -159,7 +158,7 @@ class Volume:
     # mm thick
     affine: Float64
     spacing: Spacing  # mm, one per grid axis
-    header: VolumeHeader = field(repr=False)  # that of its file
+    header: VolumeHeader  # that of its file
 
 
 def header_of_grid(

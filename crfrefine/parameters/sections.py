@@ -38,10 +38,10 @@ def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | No
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
 class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # Each table is a dataclass.
     section: ClassVar[str] = ""
     comment: ClassVar[str] = ""  # above the table in files; if it is empty, the docstring is there
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -217,8 +217,7 @@ def with_numbers_of_channels(network: Network) -> Network:
 # ---- The case
 
 
-@dataclass(frozen=True, eq=False)
-class CaseToRefine:
+class CaseToRefine(NamedTuple):
     """A case that is checked and in storage order, unlike a `Case` of `crfrefine.cases`."""
 
     # Channels in memory are finite logits or probabilities, or log-odds of regions. A label map has

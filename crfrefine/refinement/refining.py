@@ -75,7 +75,7 @@ def refine_network(
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage is not None:
         notes += (NoteKind.ON_CPU_FOR_MEMORY(device=case.backend.name, problem=shortage),)
-        case = replace(case, backend=get_backend("cpu"))
+        case = case._replace(backend=get_backend("cpu"))
         refined = run_mean_field(prepared, case)
     result = _result_of(refined, prepared, case)
 
