@@ -24,7 +24,7 @@ from crfrefine.io.volume import Segments, VolumeHeader, described_segments
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 # The lines of a header, and the keys of pairs that are read, those of a segment.
-_FIELD = re.compile(rb"([^:]*):(?!=)(.*)", re.DOTALL)
+_FIELD = re.compile(rb"([^:]*)(?::(?!=)(.*))?", re.DOTALL)
 _PAIR = re.compile(rb"(.*?):=(.*)", re.DOTALL)
 _OF_SEGMENT = re.compile(rb"Segment[0-9]{1,5}_(?:Name|LabelValue|Color|Layer)")
 
@@ -134,7 +134,7 @@ class NrrdHeader(text_header.TextHeader):
         if match := _FIELD.fullmatch(line):
             name = match[1].strip().lower().replace(b" ", b"").decode("latin-1")
             if field := _FIELD_OF_NAME.get(name):
-                self.add(field, match[2])
+                self.add(field, match[2] or b"")
                 return field == self.voxels_in and bool(self.list_of_files.fullmatch(self[field]))
         pair = _PAIR.fullmatch(line)
         if pair is None:

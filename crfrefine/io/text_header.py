@@ -249,7 +249,8 @@ class TextHeader(FileHeader, dict[str, str]):
         It is UnsupportedFormatError for lengths in another unit: SimpleITK takes all for mm.
         """
         units = " ".join(self.get(field, "") for field in self.unit_fields)
-        for name in re.findall(r'[^\s"]+', units):
+        for quoted in re.findall(r'"[^"]*"|[^\s"]+', units):
+            name = quoted.strip('" ')
             if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
                 return UnsupportedFormatError(
                     f"{self.path}: its header has {reason}, and lengths in {shorten(name, 60)}; "

@@ -160,6 +160,12 @@ def test_headers_mean_what_simpleitk_says(make, lines, tmp_path):
     assert_as_simpleitk(make(tmp_path, *lines, end="\r\n"))
 
 
+def test_a_field_without_a_value_is_no_damage_if_nothing_needs_it(tmp_path):
+    assert_data(nrrd(tmp_path, "content"))
+    with pytest.raises(UnsupportedFormatError, match="is not a `field: value`"):
+        io.read_header(nrrd(tmp_path, "contents"))
+
+
 APART = {
     "HeaderSize = 17\nElementDataFile = ä.raw": bytes(17) + VOXELS,
     "HeaderSize = -1\nElementDataFile = ä.raw": bytes(17) + VOXELS,
