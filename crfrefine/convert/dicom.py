@@ -63,8 +63,7 @@ def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str
                 f"name its folder with --like SERIES{held}"
             )
         damaged = like
-    request = {"source": source, "target": target, "options": to_plain(options)}
-    return _ask(request, damaged)
+    return _ask({"source": source, "target": target, "options": to_plain(options)}, damaged)
 
 
 def describe_dicom(path: Path) -> list[tuple[str, str]]:

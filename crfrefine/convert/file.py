@@ -96,8 +96,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         labels = labels_on(grid, placed, options, notes)
         sentence = convert_labels(labels, placed, target, grid, options)
     elif content == "image":
-        stored = read_array(placed, as_stored=True)
-        sentence = convert_image(stored, placed, target, grid, options)
+        sentence = convert_image(read_array(placed, as_stored=True), placed, target, grid, options)
     else:
         if grid.affine is not None and holds_scores_alone(target):
             placed, grid = for_archive(placed, grid, target)
@@ -240,8 +239,7 @@ def convert_image(
     options: ConversionOptions,
 ) -> str:
     """Write the stored values of a file, (channels, [z,] y, x), as an image; return a sentence."""
-    types = require_suffix(target, WRITTEN_SUFFIXES).image_types
-    dtype = image_type(stored, header.source, types)
+    dtype = image_type(stored, header.source, require_suffix(target, WRITTEN_SUFFIXES).image_types)
     num_channels = len(stored)
     planes = scaled_planes(stored.reshape(-1, *grid.stored_grid), header.source)
     write_image(target, dtype, grid, planes, num_channels=num_channels)

@@ -145,8 +145,7 @@ def grid_to_write(
                 "belongs to with --like IMAGE"
             )
         return grid
-    is_same_format = FORMAT_OF_SUFFIX[suffix_of(target)].name == grid.family
-    if grid.num_axes != 3 and not is_same_format:
+    if grid.num_axes != 3 and FORMAT_OF_SUFFIX[suffix_of(target)].name != grid.family:
         in_plane = np.array(grid.affine)
         in_plane[:2, :2] = np.eye(2)
         in_plane[:2, 3] = 0.0

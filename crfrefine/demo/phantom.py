@@ -101,8 +101,7 @@ class _Maker:
         self._rng = np.random.default_rng(seed)
         self._grid_shape = grid_shape
         self._spacing = np.array(spacing)
-        field_of_view = np.array(grid_shape) * self._spacing
-        self._scale = float(field_of_view.min()) / _HEAD_SCALE_MM
+        self._scale = float((np.array(grid_shape) * self._spacing).min()) / _HEAD_SCALE_MM
 
     def draw_logits(self, labels: Labels, tissue: Labels) -> Float32:
         """Return blurred scores with wandering borders, false islands, and holes in true labels."""

@@ -144,8 +144,7 @@ class RunPlan:
             left_over = {path: made for path, made in written.items() if path not in planned}
             # For names that the system refuses, `path.is_file()` raises an exception.
             there = set(filter(os.path.isfile, optional_files(outputs.label_map)))
-            unknown = there - planned - written.keys()
-            outputs = replace(outputs, before=left_over, unknown=unknown)
+            outputs = replace(outputs, before=left_over, unknown=there - planned - written.keys())
             if left_over and record is None and not files.problem:  # The case is refined.
                 outputs.require_no_stale_input(files)
             own_options = replace(options, parameters=parameters)

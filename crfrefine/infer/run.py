@@ -90,8 +90,7 @@ def _run_cases(
 
         records = records_of_cluster(plan.tasks, options.dask)
     else:
-        cases = CasesInFlight(plan.tasks, options, summary.device)
-        records = cases.records(refine_case, observer)
+        records = CasesInFlight(plan.tasks, options, summary.device).records(refine_case, observer)
     is_full = False
     with closing(records):
         for record in records:

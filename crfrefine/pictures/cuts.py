@@ -241,8 +241,7 @@ class _Volume:
         name, edges = describe_plane(plane, is_upright=self._is_upright)
         frame = None
         if framed is not None:
-            column = framed[across] - crop[across].start
-            frame = (column, crop[up].stop - 1 - framed[up], *frame_mm)
+            frame = (framed[across] - crop[across].start, crop[up].stop - 1 - framed[up], *frame_mm)
         return Plane(name, edges, size_mm, shown, maps, frame)
 
     def zoom(self, plane: int, peak: Voxel) -> Plane | None:

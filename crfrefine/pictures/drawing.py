@@ -91,8 +91,7 @@ def outline(labels: Array) -> Bool:
     padded = np.pad(labels, LINE_WIDTH, mode="edge")
     border = np.zeros(labels.shape, bool)
     for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
-        neighbors = padded[down : down + rows, right : right + columns]
-        border |= neighbors != labels
+        border |= padded[down : down + rows, right : right + columns] != labels
     border &= labels > 0
     border[border] = is_dashed_on(labels[border], *np.nonzero(border))
     return border

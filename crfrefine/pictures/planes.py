@@ -172,8 +172,7 @@ class Window:
         values = image.astype(np.float32)
         values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
         levels = (values - self.low) * (255 / (self.high - self.low))
-        whole = np.clip(levels, 0, 255).round()
-        return whole.astype(np.uint8)
+        return np.clip(levels, 0, 255).round().astype(np.uint8)
 
     def __str__(self) -> str:
         text = f"{self.low:.4g} to {self.high:.4g}".replace("-", "\u2212")

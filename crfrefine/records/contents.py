@@ -104,5 +104,4 @@ def changed_inputs(files: CaseFiles, known: Contents) -> list[str]:
     if not before:
         return []
     now = checksums_of_inputs(contents_of_inputs(files, known))
-    kinds = dict.fromkeys((*before, *now))
-    return [kind for kind in kinds if before.get(kind) != now.get(kind)]
+    return [kind for kind in dict.fromkeys((*before, *now)) if before.get(kind) != now.get(kind)]
