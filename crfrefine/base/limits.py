@@ -156,7 +156,7 @@ def run_ahead(items: Generator[T]) -> Generator[T]:
 # ---- Memory
 
 OPTION = "--max-memory"
-SMALL = 1 << 24  # bytes up to which the memory limit is not looked up
+SMALL = 1 << 24  # bytes of an array up to which the memory limit is not looked up
 PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
 REFINING_PROCESS = 96 << 20  # bytes of the program once it refines: all libraries, threads, buffers
 RUN_BYTES = 14  # per voxel and label of a run on all labels: refined logits, marginals and messages
@@ -245,13 +245,11 @@ def memory_left(max_memory: int | None = None) -> int:
 def require_memory(
     needed: int, subject: str, max_memory: int | None = None, details: Sequence[str] = ()
 ) -> None:
-    """Raise CapacityError if more memory is needed than allowed; SMALL bytes always are.
+    """Raise CapacityError if more memory is needed than allowed.
 
     The error starts with the subject and its verb, such as "a.nii: its voxels take"; lines of
     details come before the advice.
     """
-    if needed <= SMALL:
-        return
     limit, source = memory_limit(max_memory)
     if needed <= limit:
         return

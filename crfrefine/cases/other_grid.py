@@ -10,7 +10,7 @@ import numpy as np
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
 from crfrefine.arrays.resampling import count_outside, nearest, resample_logits
 from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.limits import require_memory
+from crfrefine.base.limits import SMALL, require_memory
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import text_of_sizes
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
@@ -91,9 +91,10 @@ class WorkGrid:
                     outside=outside,
                 )
             )
-        takes = verb_for(what, "takes", "take")
-        message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
-        require_memory(values.itemsize * grid_map.num_voxels, message)
+        size = values.itemsize * grid_map.num_voxels
+        if size > SMALL:
+            takes = verb_for(what, "takes", "take")
+            require_memory(size, f"{other.path}: on the grid of the {self.name}, the {what} {takes}")
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(

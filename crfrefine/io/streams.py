@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 
 from crfrefine.base.array_types import Array, Shape
-from crfrefine.base.limits import require_memory
+from crfrefine.base.limits import SMALL, require_memory
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 
@@ -399,5 +399,6 @@ class Decoder:
 def allocate_array(shape: Shape, path: Path, dtype: np.dtype[Any] = FLOAT32) -> Array:
     """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
-    require_memory(size, f"{path}: its voxels, read as {dtype.name}, take")
+    if size > SMALL:
+        require_memory(size, f"{path}: its voxels, read as {dtype.name}, take")
     return np.empty(shape, dtype)
