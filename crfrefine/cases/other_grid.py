@@ -94,7 +94,8 @@ class WorkGrid:
         size = values.itemsize * grid_map.num_voxels
         if size > SMALL:
             takes = verb_for(what, "takes", "take")
-            require_memory(size, f"{other.path}: on the grid of the {self.name}, the {what} {takes}")
+            message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
+            require_memory(size, message)
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(
