@@ -72,18 +72,52 @@ def large_offset(values: Array) -> float:
     return 0.0
 
 
-def percentile_ranks(num_values: int, percentiles: Range) -> list[tuple[int, int, float]]:
-    """Return where percentiles lie among sorted values, as those of numpy.
+def percentile_ranks(
+    ordered: Any, percentiles: Range, offset: float = 0.0
+) -> list[tuple[int, int, float]]:
+    """Return where percentiles lie among sorted intensities minus an offset, without their fill.
 
     These are the ranks of the values below and above, and the share of the way from one to the
-    other.
+    other. The percentiles are those of numpy; if two are equal, the smallest and the largest value
+    replace them. `ordered`, (N,), is an array or a tensor.
     """
+    first = count_fill(ordered, percentiles, offset)
+    ranks = _ranks(first, len(ordered), percentiles)
+    if ordered[ranks[1][1]] <= ordered[ranks[0][0]]:
+        ranks = _ranks(first, len(ordered), (0.0, 100.0))
+    return ranks
+
+
+def _ranks(first: int, num_values: int, percentiles: Range) -> list[tuple[int, int, float]]:
+    """Return the ranks of `percentile_ranks` among the sorted values from the first one on."""
     ranks = []
     for percent in percentiles:
-        place = (num_values - 1) * (percent / 100.0)
+        place = first + (num_values - 1 - first) * (percent / 100.0)
         below = math.floor(place)
-        ranks.append((below, min(below + 1, num_values - 1), place - below))
+        ranks.append((below, math.ceil(place), place - below))
     return ranks
+
+
+def count_fill(ordered: Any, percentiles: Range, offset: float = 0.0) -> int:
+    """Return how many of sorted intensities minus an offset, (N,), are a fill; 0 without one.
+
+    A fill is the intensity outside of the field of view of a scanner, such as -3024 of CT: the
+    lowest value, negative, that of many voxels, and far below the others. It counts if the lower
+    percentile is this value: other percentiles it hardly changes.
+    """
+    lowest = float(ordered[0])
+    if lowest + offset >= 0:
+        return 0
+    num_values = len(ordered)
+    num_lowest = int((ordered == ordered[0]).sum())
+    (place, _, _), _ = _ranks(0, num_values, percentiles)
+    if num_lowest <= place or not MIN_FILL * num_values <= num_lowest < num_values:
+        return 0
+    (first, _, _), (last, _, _) = _ranks(num_lowest, num_values, FILL_SPREAD)
+    spread = float(ordered[last]) - float(ordered[first])
+    if spread == 0.0 or float(ordered[num_lowest]) - lowest <= MIN_GAP * spread:
+        return 0
+    return num_lowest
 
 
 def has_many_digits(dtype: Any) -> bool:
@@ -203,66 +237,17 @@ def _fit_modality(source: Array, kind: str, numbers: Range, mask: Bool | None) -
     if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        low, high = _percentile_ends(values, numbers, offset or 0.0)
-        shift = low
-        width = high - low
+        ordered = np.sort(values)
+        ends = []
+        for below, above, share in percentile_ranks(ordered, numbers, offset or 0.0):
+            start = float(ordered[below])
+            ends.append(start + (float(ordered[above]) - start) * share)
+        shift = ends[0]
+        width = ends[1] - shift
     scale = 0.0  # A constant modality becomes 0.
     if width > CONSTANT:
         scale = 1.0 / width
     return IntensityMap(shift, scale, offset=offset)
-
-
-def _percentile_ends(values: Array, percentiles: Range, offset: float) -> Range:
-    """Return two percentiles of intensities minus an offset, (N,), without a fill.
-
-    If they are equal, the smallest and the largest value replace them.
-    """
-    if find_fill(values, percentiles, offset) is not None:
-        values = values[values > values.min()]
-    # numpy's own function imports numpy.ma, which takes as long as all else for a small case.
-    ranks = percentile_ranks(values.size, percentiles)
-    places = [place for below, above, _ in ranks for place in (below, above)]
-    ordered = np.partition(values, places)
-    ends = []
-    for below, above, share in ranks:
-        start = float(ordered[below])
-        ends.append(start + (float(ordered[above]) - start) * share)
-    low, high = ends
-    if high <= low:
-        return float(values.min()), float(values.max())
-    return low, high
-
-
-class Fill(NamedTuple):
-    """The intensity outside of the field of view of a scanner, such as -3024 of CT."""
-
-    value: float
-    next_value: float  # the lowest intensity of the other voxels
-    share: float  # of the voxels that have it
-
-
-def find_fill(values: Array, percentiles: Range, offset: float = 0.0) -> Fill | None:
-    """Return the fill of intensities minus an offset, (N,); None without a fill.
-
-    A fill is the lowest value, negative, that of many voxels, and far below the others. It counts
-    if the lower percentile is this value: other percentiles it hardly changes.
-    """
-    lowest = float(values.min())
-    if lowest + offset >= 0:
-        return None
-    is_lowest = values == lowest
-    num_lowest = int(np.count_nonzero(is_lowest))
-    (place, _, _), _ = percentile_ranks(values.size, percentiles)
-    if num_lowest <= place or not MIN_FILL * values.size <= num_lowest < values.size:
-        return None
-    others = values[~is_lowest]
-    (first, _, _), (last, _, _) = percentile_ranks(others.size, FILL_SPREAD)
-    ordered = np.partition(others, (0, first, last))
-    next_value = float(ordered[0])
-    spread = float(ordered[last]) - float(ordered[first])
-    if spread == 0.0 or next_value - lowest <= MIN_GAP * spread:
-        return None
-    return Fill(lowest + offset, next_value + offset, num_lowest / values.size)
 
 
 def notes_on_intensity(
@@ -283,10 +268,14 @@ def notes_on_intensity(
         values = image[modality]
         lowest = float(values.min())
         if kind == "percentile" and lowest < 0:
-            fill = find_fill(values[where].reshape(-1), (low, high))
-            if fill is not None:
+            ordered = np.sort(values[where], axis=None)
+            num_fill = count_fill(ordered, (low, high))
+            if num_fill:
                 note = NoteKind.FILL_LEFT_OUT(
-                    modality=modality, fill=fill.value, share=fill.share, next=fill.next_value
+                    modality=modality,
+                    fill=float(ordered[0]),
+                    share=num_fill / ordered.size,
+                    next=float(ordered[num_fill]),
                 )
                 fills.append(note)
         if kind != "window":
