@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import run_all
 from crfrefine.errors import ExportError
-from crfrefine.layer.crf_model import ModelTensors
+from crfrefine.layer.crf_model import TENSORS
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels, MeanFieldGradients, Tape
@@ -30,7 +30,7 @@ _NOTHING: Array = np.empty(0)
 
 
 # The tensors of a batch item that may have a gradient; `MeanFieldGradients` has their shapes.
-GRADIENTS = ("logits", "image", *ModelTensors._fields)
+GRADIENTS = ("logits", "image", *TENSORS)
 
 
 class MeanField(torch.autograd.Function):
@@ -92,7 +92,7 @@ class MeanField(torch.autograd.Function):
             # Gradients of parameters that are on the CPU go there.
             kinds = kinds_by_item[number]
             goes_to_cpu = False
-            for name in ModelTensors._fields:
+            for name in TENSORS:
                 if wants[name] and kinds[name][1].type == "cpu":
                     goes_to_cpu = True
             kernels, _ = ctx.items[number]

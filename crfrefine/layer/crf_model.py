@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.base.array_types import Array, Bool, Float64, Integers
+from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.errors import InputError
 from crfrefine.parameters.sections import KERNELS, MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import (
@@ -52,69 +52,37 @@ class SomeLabels(NamedTuple):
         return torch.from_numpy(self.numbers).to(tensor.device)
 
 
-class ModelTensors(NamedTuple):
-    """The learnable tensors of the CRF, with the names of `MeanFieldGradients`.
+# The learnable tensors of a model, with the names of `MeanFieldGradients`.
+TENSORS = ("weights", "theta", "compatibility", "temperature", "bias", "volume_weight")
 
-    Those of `make_model` are on the CPU: the host reads these few numbers, and on a GPU it would
-    have to wait for each.
+
+@dataclass(frozen=True, eq=False)
+class CrfModel:
+    """A CRF for any number of calls, as long as its tensors do not change.
+
+    The tensors of `make_model` are on the CPU: the host reads these few numbers, and on a GPU it
+    would have to wait for each.
     """
 
-    weights: Tensor  # (kernels, L)
+    weights: Tensor  # (kernels, L), of the precision that the model is computed in
     theta: Tensor  # float64, `KernelSpec.theta` of each kernel, one after the other
     compatibility: Tensor  # (L, L)
     temperature: Tensor  # ()
     bias: Tensor  # (L,)
     volume_weight: Tensor | None  # (), float64; None without a volume term
-
-    @property
-    def moving(self) -> list[Tensor]:
-        """The tensors with respect to which gradients are wanted."""
-        return [tensor for tensor in self if tensor is not None and tensor.requires_grad]
-
-    def among(self, labels: SomeLabels) -> ModelTensors:
-        """Return the tensors of only some of the labels."""
-        places = labels.near(self.weights)
-        return self._replace(
-            weights=self.weights[:, places],
-            compatibility=self.compatibility[places][:, places],
-            bias=self.bias[places],
-        )
-
-    def run(self, settings: MeanFieldParameters) -> MeanFieldSpec:
-        """Return a run of all steps with the numbers of the tensors."""
-        volume_weight = 0.0
-        if self.volume_weight is not None:
-            volume_weight = float(self.volume_weight.detach())
-            if self.volume_weight.requires_grad:
-                volume_weight = max(volume_weight, _MIN_LEARNED)
-        bias = None
-        if self.bias.detach().any():
-            bias = _double(self.bias)
-        fields = own_fields(MeanFieldSpec, vars(settings))
-        fields["tolerance"] = 0.0
-        fields["temperature"] = float(self.temperature.detach())
-        fields["bias"] = bias
-        return MeanFieldSpec(
-            _double(self.weights),
-            _double(self.compatibility),
-            volume_weight=volume_weight,
-            **fields,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class CrfModel:
-    """A CRF for any number of calls, as long as its tensors do not change."""
-
-    tensors: ModelTensors
     run: MeanFieldSpec  # the numbers of the tensors, except the bandwidths
     kernels: KernelSetSpec
     label_threshold: float
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision that it is computed in: float32 or float64."""
-        return self.tensors.weights.dtype
+    def tensors(self) -> list[Tensor | None]:
+        """The tensors, in the order of TENSORS."""
+        return [getattr(self, name) for name in TENSORS]
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """The tensors with respect to which gradients are wanted."""
+        return [tensor for tensor in self.tensors if tensor is not None and tensor.requires_grad]
 
     def with_leaves(self, device: str) -> CrfModel:
         """Return the same model with tensors of no history on a device.
@@ -122,13 +90,12 @@ class CrfModel:
         Gradients with respect to these tensors of several calls can be added up before they go on
         to what the model was computed from. On a GPU, the host need not wait for those of a call.
         """
-        leaves = []
-        for tensor in self.tensors:
-            leaf = tensor
+        leaves: dict[str, Any] = {}
+        for name, tensor in zip(TENSORS, self.tensors, strict=True):
             if tensor is not None:
-                leaf = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
-            leaves.append(leaf)
-        return replace(self, tensors=ModelTensors._make(leaves))
+                leaf = tensor.detach().to(device)
+                leaves[name] = leaf.requires_grad_(tensor.requires_grad)
+        return replace(self, **leaves)
 
     def among(self, labels: SomeLabels | None) -> CrfModel:
         """Return the model of only some of the labels; None means all.
@@ -138,14 +105,20 @@ class CrfModel:
         if labels is None:
             return self
         numbers = labels.numbers
+        places = labels.near(self.weights)
         run = self.run
-        part_of_run = replace(
-            run,
-            weights=run.weights[:, numbers],
-            compatibility=run.compatibility[np.ix_(numbers, numbers)],
-            bias=None if run.bias is None else run.bias[numbers],
+        return replace(
+            self,
+            weights=self.weights[:, places],
+            compatibility=self.compatibility[places][:, places],
+            bias=self.bias[places],
+            run=replace(
+                run,
+                weights=run.weights[:, numbers],
+                compatibility=run.compatibility[np.ix_(numbers, numbers)],
+                bias=None if run.bias is None else run.bias[numbers],
+            ),
         )
-        return replace(self, tensors=self.tensors.among(labels), run=part_of_run)
 
 
 def make_model(
@@ -155,11 +128,11 @@ def make_model(
     dtype: torch.dtype,
     *,
     terms: Sequence[Term],
-    compatibility: Tensor | None = None,
-    temperature: Tensor | float = 1.0,
-    bias: Values = 0.0,
-    volume: Tensor | float | None = None,
-    label_threshold: float = 0.0,
+    compatibility: Tensor | None,
+    temperature: Tensor | float,
+    bias: Values,
+    volume: Tensor | float | None,
+    label_threshold: float,
     **settings: Any,
 ) -> CrfModel:
     """Return the model of arguments of `functional.mean_field`, computed in `dtype`.
@@ -188,12 +161,33 @@ def make_model(
                 f"{tuple(penalties.shape)}"
             )
     volume_weight = None
+    volume_number = 0.0
     if volume is not None:
         volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
-        VolumeParameters(weight=float(volume_weight.detach()))  # raises if it is out of range
-    tensors = ModelTensors(torch.cat(rows), theta, penalties, divisor[0], shift, volume_weight)
-    run = tensors.run(checked)
-    return CrfModel(tensors, run, kernels, label_threshold)
+        volume_number = float(volume_weight.detach())
+        VolumeParameters(weight=volume_number)  # raises if it is out of range
+        if volume_weight.requires_grad:
+            volume_number = max(volume_number, _MIN_LEARNED)
+    weights = torch.cat(rows)
+    numbers: dict[str, Any] = own_fields(MeanFieldSpec, vars(checked))
+    # Copies in float64: a spec must not change with the tensors.
+    for name, tensor in (("weights", weights), ("compatibility", penalties), ("bias", shift)):
+        numbers[name] = np.array(tensor.detach().double().numpy())
+    if not numbers["bias"].any():
+        numbers["bias"] = None
+    numbers["tolerance"] = 0.0
+    numbers["temperature"] = float(divisor.detach())
+    return CrfModel(
+        weights,
+        theta,
+        penalties,
+        divisor[0],
+        shift,
+        volume_weight,
+        MeanFieldSpec(volume_weight=volume_number, **numbers),
+        kernels,
+        label_threshold,
+    )
 
 
 def make_kernel_set(
@@ -203,7 +197,7 @@ def make_kernel_set(
     num_axes: int,
     settings: MeanFieldParameters,
 ) -> tuple[KernelSetSpec, Tensor]:
-    """Return the kernels as engines take them, and the `theta` of `ModelTensors`.
+    """Return the kernels as engines take them, and the `theta` of `CrfModel`.
 
     The values of each term are its bandwidths. They are float64 on the CPU: rounded ones would give
     a lattice other vertices. Raises InputError if values do not fit.
@@ -259,8 +253,3 @@ def _spread(
     if tensor.numel() not in (1, size) or tensor.ndim > 1 or not are_usable.all():
         raise InputError(f"{name} is {values.tolist()}; {expected}")
     return tensor.reshape(-1).expand(size)
-
-
-def _double(tensor: Tensor) -> Float64:
-    """Return a copy of the values in float64: a spec must not change with the tensor."""
-    return np.array(tensor.detach().double().cpu().numpy())

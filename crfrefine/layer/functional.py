@@ -29,6 +29,7 @@ from crfrefine.layer.crf_model import (
     make_model,
 )
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
+from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.taking_part import labels_taking_part, with_absent_labels
 from crfrefine.parameters.sections import KERNELS, MeanFieldParameters
 from crfrefine.parameters.specs import KernelSetSpec
@@ -45,8 +46,8 @@ def mean_field(
     temperature: Tensor | float = 1.0,
     bias: Values = 0.0,
     volume: Tensor | float | None = None,
-    spacing: inputs.Spacing | None = None,
-    mask: inputs.Mask | None = None,
+    spacing: Spacing | None = None,
+    mask: Mask = None,
     threads: int | None = None,
     label_threshold: float = 0.0,
     kernels: Sequence[Kernels] | None = None,
@@ -124,8 +125,8 @@ def refine_batch(
     image: Tensor,
     model: CrfModel,
     *,
-    spacing: inputs.Spacing | None = None,
-    mask: inputs.Mask | None = None,
+    spacing: Spacing | None = None,
+    mask: Mask = None,
     threads: int | None = None,
     kernels: Sequence[Kernels] | None = None,
     is_checked: bool = False,
@@ -133,7 +134,7 @@ def refine_batch(
     """Refine logits with a model, which may serve many calls; see `mean_field`."""
     engine = inputs.check_pair(logits, image)
     check_threads(threads)
-    dtype = model.dtype
+    dtype = model.weights.dtype
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[SomeLabels | None] = [None] * len(logits)
     if kernels is None:
@@ -187,7 +188,7 @@ def _check_kernels(
     """Raise InputError if kernels were built for another batch, model or image."""
     if len(kernels) != len(logits):
         raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}")
-    precision = str(model.dtype).removeprefix("torch.")
+    precision = str(model.weights.dtype).removeprefix("torch.")
     call = (len(model.run.weights), tuple(image.shape[1:]), precision, logits.shape[1])
     for item in kernels:
         built = (len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels)
@@ -209,11 +210,10 @@ def _num_at_once(engine: Backend, items: Sequence[object]) -> int:
 
 def build_kernels(
     image: Tensor,
+    terms: Sequence[Term],
     *,
-    bilateral: Sequence[tuple[Values, Values]],
-    theta_gamma: Values | None = None,
-    spacing: inputs.Spacing | None = None,
-    mask: inputs.Mask | None = None,
+    spacing: Spacing | None,
+    mask: Mask,
     num_labels: int,
     threads: int | None = None,
     copy: bool = True,
@@ -221,37 +221,10 @@ def build_kernels(
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for `mean_field`.
 
-    Each batch item has an object, which serves one call at a time. Arguments and errors are those
-    of `mean_field`, but `bilateral` has no weights; the type of the image sets the precision.
+    Each batch item has an object, which serves one call at a time. Terms have no weights; the type
+    of the image sets the precision. Other arguments and the errors are those of `mean_field`.
     Without `copy` the image must never be overwritten.
     """
-    terms: list[Term] = [("bilateral", bandwidths) for bandwidths in bilateral]
-    if theta_gamma is not None:
-        terms.append(("spatial", (theta_gamma,)))
-    return build_terms(
-        image,
-        terms,
-        spacing=spacing,
-        mask=mask,
-        num_labels=num_labels,
-        threads=threads,
-        copy=copy,
-        **settings,
-    )
-
-
-def build_terms(
-    image: Tensor,
-    terms: Sequence[Term],
-    *,
-    spacing: inputs.Spacing | None,
-    mask: inputs.Mask | None,
-    num_labels: int,
-    threads: int | None,
-    copy: bool = True,
-    **settings: Any,
-) -> list[Kernels]:
-    """Build the kernels of terms without weights; see `build_kernels`."""
     inputs.check_image(image)
     checked = MeanFieldParameters(**settings)
     spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, checked)
@@ -266,7 +239,7 @@ def _build(
     engine: Backend,
     image: Tensor,
     spec: KernelSetSpec,
-    spacing: inputs.Spacing | None,
+    spacing: Spacing | None,
     masks: Sequence[Tensor | None],
     threads: int | None,
     *,

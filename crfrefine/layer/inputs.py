@@ -28,7 +28,7 @@ _SAMPLED = 8  # most voxels along an axis that are looked at to tell probabiliti
 
 # mm: one number, one per axis, or one row per batch item.
 Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
-Mask = Tensor | Array  # nonzero inside
+Mask = Tensor | Array | None  # nonzero inside; None means everywhere
 
 
 def check_tensor(
@@ -160,9 +160,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def masks_by_item(
-    mask: Mask | None, num_items: int, grid_shape: Sequence[int]
-) -> list[Tensor | None]:
+def masks_by_item(mask: Mask, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
     """Return a boolean mask (*grid), or None, for each batch item.
 
     Raises InputError if a mask is empty or does not fit.
@@ -215,8 +213,8 @@ def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> tuple[bool, bool,
 
 
 def without_padding(
-    logits: Tensor, ties: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None
-) -> tuple[Tensor, Mask | None]:
+    logits: Tensor, ties: Tensor, mask: Mask, kernels: Sequence[Kernels] | None
+) -> tuple[Tensor, Mask]:
     """Return logits (B, L, *grid), and a mask without padding, as `crfrefine.refine` finds it.
 
     The ties are those of `look_at_batch`. Padding with a huge constant becomes 0: the gradient with

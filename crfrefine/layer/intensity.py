@@ -28,7 +28,7 @@ from crfrefine.parameters.sections import IntensityParameters
 def normalize_batch(
     image: Tensor,
     parameters: IntensityParameters,
-    mask: Mask | None,
+    mask: Mask,
     dtype: torch.dtype,
     *,
     threads: int | None = None,

@@ -17,6 +17,7 @@ from crfrefine.errors import InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.crf_model import Values
 from crfrefine.layer.functional import build_kernels
+from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -35,11 +36,11 @@ _TOLD: set[str] = set()  # warnings that this process has issued
 def crf_loss(
     logits: Tensor,
     image: Tensor,
-    spacing: inputs.Spacing,
+    spacing: Spacing,
     *,
     theta_alpha: Values,
     theta_beta: Values,
-    mask: inputs.Mask | None = None,
+    mask: Mask = None,
     intensity: IntensityParameters | Literal["percentile", "zscore", "none"] = "percentile",
     filter: Literal["auto", "exact", "truncated", "lattice", "grid"] = "auto",  # noqa: A002
     threads: int | None = None,
@@ -111,7 +112,7 @@ def crf_loss(
     inputs.check_finite(image)
     kernels = build_kernels(
         normalize_batch(image, intensity, mask, dtype, threads=threads),
-        bilateral=[(theta_alpha, theta_beta)],
+        [("bilateral", (theta_alpha, theta_beta))],
         spacing=spacing,
         mask=mask,
         filter=filter,

@@ -14,7 +14,8 @@ from torch import Tensor
 from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
-from crfrefine.layer.crf_model import CrfModel, Term, make_model
+from crfrefine.layer.crf_model import CrfModel, make_model
+from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -56,8 +57,8 @@ class CrfRnn(CrfValues):
         self,
         logits: Tensor,
         image: Tensor,
-        spacing: inputs.Spacing | None = None,
-        mask: inputs.Mask | None = None,
+        spacing: Spacing | None = None,
+        mask: Mask = None,
         *,
         kernels: Sequence[Kernels] | None = None,
     ) -> Tensor:
@@ -133,8 +134,8 @@ class CrfRnn(CrfValues):
         self,
         logits: Tensor,
         image: Tensor,
-        spacing: inputs.Spacing | None = None,
-        mask: inputs.Mask | None = None,
+        spacing: Spacing | None = None,
+        mask: Mask = None,
         *,
         threads: int | None = None,
         kernels: Sequence[Kernels] | None = None,
@@ -161,43 +162,25 @@ class CrfRnn(CrfValues):
             is_checked=is_checked,
         )
 
-    def crf_model(self, dtype: torch.dtype = torch.float32) -> CrfModel:
-        """Return the present model, computed in `dtype`: it serves until the parameters change."""
-        return self._model(
-            self.num_labels,
-            dtype,
-            terms=self.terms(),
-            compatibility=self.compatibility,
-            bias=self.bias,
-        )
-
-    def region_model(self, region: int) -> CrfModel:
-        """Return the present model of a region: its two labels are outside (0) and inside.
-
-        It has the weights and the bias of the region's label, or those of all labels.
-        """
-        terms: list[Term] = []
-        for kind, (weight, *bandwidths) in self.terms():
-            terms.append((kind, (weight[region % len(weight)], *bandwidths)))
-        bias = self.bias[region]
-        return self._model(
-            2,
-            torch.float32,
-            terms=terms,
-            compatibility=None,
-            bias=torch.stack([torch.zeros_like(bias), bias]),
-        )
-
-    def _model(
-        self,
-        num_labels: int,
-        dtype: torch.dtype,
-        *,
-        terms: Sequence[Term],
-        compatibility: Tensor | None,
-        bias: Tensor,
+    def crf_model(
+        self, dtype: torch.dtype = torch.float32, *, region: int | None = None
     ) -> CrfModel:
-        """Return the present model with the values that depend on its labels."""
+        """Return the present model, computed in `dtype`: it serves until the parameters change.
+
+        That of a region has two labels, outside (0) and inside, with the weights and the bias of
+        the region's label, or those of all labels. None means the model of all labels.
+        """
+        num_labels = self.num_labels
+        compatibility: Tensor | None = self.compatibility
+        bias = self.bias
+        terms = self.terms()
+        if region is not None:
+            num_labels = 2
+            compatibility = None
+            bias = torch.stack([torch.zeros_like(bias[region]), bias[region]])
+            terms = []
+            for kind, (weight, *bandwidths) in self.terms():
+                terms.append((kind, (weight[region % len(weight)], *bandwidths)))
         settings = self.settings() | {"temperature": self.temperature, "bias": bias}
         return make_model(
             num_labels,
@@ -213,8 +196,8 @@ class CrfRnn(CrfValues):
     def build_kernels(
         self,
         image: Tensor,
-        spacing: inputs.Spacing | None = None,
-        mask: inputs.Mask | None = None,
+        spacing: Spacing | None = None,
+        mask: Mask = None,
         *,
         dtype: torch.dtype = torch.float32,
     ) -> list[Kernels]:
@@ -233,7 +216,7 @@ class CrfRnn(CrfValues):
             normalized = normalize_batch(
                 image, self._start.intensity, mask, dtype, threads=self.threads
             )
-        return functional.build_terms(
+        return functional.build_kernels(
             normalized,
             [(kind, values[1:]) for kind, values in self.terms()],
             spacing=self._known_spacing(spacing),
@@ -250,7 +233,7 @@ class CrfRnn(CrfValues):
         settings["label_threshold"] = self.label_threshold
         return settings
 
-    def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
+    def _known_spacing(self, spacing: Spacing | None) -> Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
         if spacing is not None:
             return spacing

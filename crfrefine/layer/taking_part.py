@@ -52,13 +52,12 @@ def present_labels(
     The thresholds (L,) are logarithms of probabilities. If fewer than two labels exceed theirs, the
     two likeliest ones are present. The mask may be on another device than the logits (L, *grid).
     """
-    values = logits.detach().float()
+    values = logits.detach().float().flatten(1)
     if run.bias is not None:
-        bias = torch.as_tensor(run.bias, dtype=values.dtype, device=values.device)
-        values = values + _per_label(bias, values.ndim)
+        values = values + torch.as_tensor(run.bias).to(values)[:, None]
     values = values / run.temperature
     if inside is not None:
-        inside = inside.to(values.device)
+        inside = inside.flatten().to(values.device)
     log_sums = values.logsumexp(0)
     # This takes one label at a time, to avoid another array of all labels.
     maxima = []
@@ -136,16 +135,12 @@ def with_absent_labels(
     if labels is None:
         return refined
     places = labels.on_device
-    shift = _per_label(model.tensors.bias.to(logits), logits.ndim)
+    shift = model.bias.to(logits)[:, None]
     if inside is not None:
-        shift = shift * inside.to(shift.device)
-    unrefined = divided(logits + shift, model.tensors.temperature.to(logits))
+        shift = shift * inside.flatten().to(shift.device)
+    quotients = divided(logits.flatten(1) + shift, model.temperature.to(logits))
+    unrefined = quotients.reshape(logits.shape)
     changes = (refined - unrefined[places]).detach()
     # A label that is forbidden at a voxel is at -infinity there, before and after.
     penalty = changes.masked_fill(changes.isnan(), math.inf).amin(0)
     return (unrefined + penalty).index_copy(0, places, refined)
-
-
-def _per_label(values: Tensor, num_dims: int) -> Tensor:
-    """Return (L,) values in the shape (L, 1, ...), for arrays (L, *grid)."""
-    return values.reshape(-1, *[1] * (num_dims - 1))

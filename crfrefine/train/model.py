@@ -247,7 +247,7 @@ class Model:
         if crop.regions is None:
             return [self.layer.crf_model()]
         num_regions = len(crop.logits)
-        return [self.layer.region_model(region) for region in range(num_regions)]
+        return [self.layer.crf_model(region=region) for region in range(num_regions)]
 
 
 def refiner_of(candidate: Candidate, material: Material) -> Refine:
@@ -299,7 +299,7 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     """Return the tensors of models with respect to which gradients are wanted."""
     moving = []
     for model in models:
-        moving += model.tensors.moving
+        moving += model.moving
     return moving
 
 

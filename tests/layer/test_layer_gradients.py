@@ -100,10 +100,11 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed():
     % off.
     """
     values, options = problem(masked=True)
-    bandwidths = list(zip(values["theta_alpha"], values["theta_beta"], strict=True))
+    bandwidths = zip(values["theta_alpha"], values["theta_beta"], strict=True)
+    terms = [("bilateral", pair) for pair in bandwidths]
+    terms.append(("spatial", (values["theta_gamma"],)))
     settings = {"filter": "lattice", "num_iterations": 3}
-    given = {"bilateral": bandwidths, "theta_gamma": values["theta_gamma"], "num_labels": 3}
-    kernels = build_kernels(values["image"][None], **given, **options, **settings)
+    kernels = build_kernels(values["image"][None], terms, num_labels=3, **options, **settings)
     options |= {"kernels": kernels, "num_iterations": 3}
     names = ("logits", "weights", "spatial_weight", "compatibility", "temperature", "bias")
     check(lambda **changed: refined(options, **changed), values, names)

@@ -35,7 +35,7 @@ from training_helpers import (  # noqa: E402
 from crfrefine.engines import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
-from crfrefine.layer.crf_model import ModelTensors  # noqa: E402
+from crfrefine.layer.crf_model import TENSORS  # noqa: E402
 from crfrefine.train import material as trained_on  # noqa: E402
 from crfrefine.train import stages  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
@@ -274,7 +274,7 @@ def test_the_host_waits_for_vertices_alone(filter_name, num_waits, is_absent, re
     model.gradient(batch, shared.loss, workers)
     assert strict.waits.total() == len(batch) * num_waits
     assert tensors.shim.waits == {"a copy": 1}
-    assert tensors.shim.uploads.total() <= len(ModelTensors._fields)
+    assert tensors.shim.uploads.total() <= len(TENSORS)
 
     strict.reset()
     tensors.shim.reset()
