@@ -116,7 +116,6 @@ class ForegroundSums:
         self._is_rounded = is_rounded
         self._is_whole = True
         self._lowest = 0.0
-        self._highest = 0.0
         self._found = ""  # values outside [0, 1], in words
 
     def add(self, label: int, values: Array, planes: slice) -> None:
@@ -126,7 +125,6 @@ class ForegroundSums:
         if not self._found and (lowest < -SUM_TOLERANCE or highest > 1 + SUM_TOLERANCE):
             self._found = f"values from {lowest:.4g} to {highest:.4g} for label {label}"
         self._lowest = min(self._lowest, lowest)
-        self._highest = max(self._highest, highest)
         if self._is_whole:
             self._is_whole = not np.mod(values, 1).any()
         self.sums[planes] += values

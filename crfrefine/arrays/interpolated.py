@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from crfrefine.arrays.scales import lines_of
-from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.notes import Note, NoteKind
 
 _BYTE = 256  # values of 8 bits
@@ -23,16 +23,14 @@ _SHARE_OF_LABELS = 0.5  # More labels than this share have to be only at borders
 
 def notes_on_labels(labels: Labels, file: str = "") -> list[Note]:
     """Return notes on a label map, ([z,] y, x), whose numbers are hardly those that were meant."""
-    notes = (note_on_interpolated(labels, file), _note_on_bytes(labels, file))
-    return [note for note in notes if note is not None]
-
-
-def _note_on_bytes(labels: Labels, file: str) -> Note | None:
-    """Return a note on labels of 16 bits whose lower 8 bits are all 0; None for others."""
+    notes = []
+    note = note_on_interpolated(labels, file)
+    if note is not None:
+        notes.append(note)
     largest = int(labels.max(initial=0))
-    if largest < _BYTE or (labels % _BYTE).any():
-        return None
-    return NoteKind.BYTES_SWAPPED(file, largest=largest)
+    if largest >= _BYTE and not (labels % _BYTE).any():  # The lower 8 of 16 bits are all 0.
+        notes.append(NoteKind.BYTES_SWAPPED(file, largest=largest))
+    return notes
 
 
 def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
@@ -50,11 +48,11 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
         before = lines[:, :-2]
         inner = lines[:, 1:-1]
         after = lines[:, 2:]
-        count += _count(inner, size)
-        alike += _count(inner[inner == after], size)
         is_between = inner > np.minimum(before, after)
         is_between &= inner < np.maximum(before, after)
-        between += _count(inner[is_between], size)
+        is_any = np.ones(inner.shape, np.bool_)
+        for numbers, voxels in ((count, is_any), (alike, inner == after), (between, is_between)):
+            numbers += np.bincount(inner[voxels], minlength=size)
     occurring = np.flatnonzero(count[1:]) + 1
     if occurring.size < _MIN_LABELS:
         return None
@@ -65,7 +63,3 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
     if num_between <= _SHARE_OF_LABELS * occurring.size:
         return None
     return NoteKind.THIN_LAYERS(file, layers=num_between, labels=occurring.size)
-
-
-def _count(values: Array, size: int) -> Array:
-    return np.bincount(values.ravel(), minlength=size)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32, Labels, Shape
+from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels, Shape
 from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.base.limits import MAX_LABELS
@@ -245,19 +245,27 @@ def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
 
     The channels are ascending labels, and every label has one.
     """
-    num_labels = channels[-1] + 1
-    table = np.zeros(num_labels, np.min_scalar_type(len(channels) - 1))
+    table = np.zeros(channels[-1] + 1, np.int64)
     table[list(channels)] = np.arange(len(channels))
-    return _look_up(table, labels)
+    return renumber(labels, table)
 
 
-def renumber(indices: Array, channels: Sequence[int]) -> Labels:
+def renumber(indices: Array, channels: Sequence[int] | Integers) -> Labels:
     """Return the label map of (*grid) channel numbers, in the smallest unsigned type.
 
     The memory layout is that of the numbers.
     """
-    table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
-    return _look_up(table, indices)
+    table = np.asarray(channels)
+    table = table.astype(np.min_scalar_type(table.max()))
+    if np.array_equal(table, np.arange(len(table))):
+        return indices.astype(table.dtype, copy=False)
+    entries = np.empty_like(indices, dtype=table.dtype)
+    order = Axes.of_memory(indices)
+    index_planes = np.atleast_2d(order.apply(indices))
+    entry_planes = np.atleast_2d(order.apply(entries))
+    for plane, target in zip(index_planes, entry_planes, strict=True):
+        target[...] = table[plane]  # Numpy widens indices to 64 bits, so a plane at a time.
+    return entries
 
 
 def map_labels(labels: Labels, mapping: Mapping[int, int]) -> tuple[Labels, tuple[int, ...]]:
@@ -270,23 +278,9 @@ def map_labels(labels: Labels, mapping: Mapping[int, int]) -> tuple[Labels, tupl
         return labels, ()
     occurring = _occurring(labels)
     found = tuple(label for label in occurring if label in mapping)
-    numbers = [mapping.get(label, label) for label in occurring]
-    table = np.zeros(occurring[-1] + 1, np.min_scalar_type(max(numbers)))
-    table[list(occurring)] = numbers
-    return _look_up(table, labels), found
-
-
-def _look_up(table: Array, indices: Array) -> Array:
-    """Return (*grid) entries of a table, in the memory layout of the indices."""
-    if np.array_equal(table, np.arange(len(table))):
-        return indices.astype(table.dtype, copy=False)
-    entries = np.empty_like(indices, dtype=table.dtype)
-    order = Axes.of_memory(indices)
-    index_planes = np.atleast_2d(order.apply(indices))
-    entry_planes = np.atleast_2d(order.apply(entries))
-    for plane, target in zip(index_planes, entry_planes, strict=True):
-        target[...] = table[plane]  # Numpy widens indices to 64 bits, so a plane at a time.
-    return entries
+    table = np.zeros(occurring[-1] + 1, np.int64)
+    table[list(occurring)] = [mapping.get(label, label) for label in occurring]
+    return renumber(labels, table), found
 
 
 def expand_channels(

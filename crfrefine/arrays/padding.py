@@ -23,7 +23,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box, count_inside
 from crfrefine.arrays.probabilities import find_ties
-from crfrefine.base.array_types import Array, Bool, Float32, Indices
+from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import Note, NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import InputError
@@ -40,14 +40,12 @@ MAX_SHARE = 0.999  # largest share of padding in the mask
 ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small organ in a large scan
 
 
-def find_padding(
-    channels: Array, *, are_regions: bool = False, is_probability: bool = False
-) -> Bool | None:
-    """Return (*grid), True where logits or probabilities (L, *grid) are padding; or None."""
+def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
+    """Return (*grid), True where logits or log-odds (L, *grid) are padding; or None."""
     ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
-    return padding_of(channels, ties, are_regions=are_regions, is_probability=is_probability)
+    return padding_of(channels, ties, are_regions=are_regions)
 
 
 def padding_of(
@@ -59,9 +57,8 @@ def padding_of(
     logits = channels[0]
     if is_probability:
         # As in `take_logarithms`; only ties matter.
-        logits = np.zeros(ties.shape, np.float32)
-        probabilities = np.clip(channels[0][ties], MIN_PROBABILITY, 1.0)
-        logits[ties] = np.log(probabilities)
+        logits = np.clip(logits, MIN_PROBABILITY, 1.0)
+        np.log(logits, out=logits, where=ties)
     return padding_among(ties, logits, len(channels))
 
 
@@ -224,15 +221,16 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
     """Add fill to the padding, in place: if huge, a large block, or equal to padding beside it."""
-    voxels = _places(fill)
-    padding[voxels] = np.abs(logits[voxels]) > MAX_SCORE
     box = bounding_box(fill)
     if box is None:
         return
     sides = [min(HOLE, extent) for extent in fill.shape]
     padding[box] |= _blocks(fill[box], sides)
-    fill &= ~padding
-    voxels = _places(fill)
+    # For few voxels several times faster than `np.nonzero`.
+    voxels = np.unravel_index(np.flatnonzero(fill), fill.shape)
+    padding[voxels] |= np.abs(logits[voxels]) > MAX_SCORE
+    is_left = ~padding[voxels]
+    voxels = tuple(along[is_left] for along in voxels)
     values = logits[voxels]
     touches = np.zeros(len(values), np.bool_)  # Shares a face with padding of its value.
     for axis, extent in enumerate(padding.shape):
@@ -247,11 +245,6 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
         same[voxels] = values == value
         beside_padding = touches & (values == value)
         padding |= _regions_with(same, tuple(along[beside_padding] for along in voxels))
-
-
-def _places(mask: Bool) -> tuple[Indices, ...]:
-    """Return where a mask is True: for few voxels several times faster than `np.nonzero`."""
-    return np.unravel_index(np.flatnonzero(mask), mask.shape)
 
 
 def _regions_with(mask: Bool, seeds: Any, min_voxels: int = 1) -> Bool:

@@ -365,15 +365,18 @@ def _describe_overshoot(look: Look) -> str:
     )
 
 
-def identify_array(values: Floating, input_type: str) -> str:
+def identify_array(values: Floating, input_type: str) -> tuple[str, Notes]:
     """Return what `identify` says about (L, *grid) of a caller, who does not say "logits".
 
-    Raises InputError like `identify`, and under "auto" for probabilities, too.
+    A note says that values outside [0, 1] are clipped. Raises InputError like `identify`, and under
+    "auto" for probabilities, too.
     """
     look = look_at(values)
     name = "logits" if input_type == "auto" else input_type
     decided, _ = identify(look, input_type, None, Path(name))
-    if decided == "probabilities" and input_type == "auto":
+    if decided == "logits":
+        return decided, ()
+    if input_type == "auto":
         where = "all lie in [0, 1] and"
         if look.outside is not None:
             where = f"lie outside [0, 1], such as {look.outside}, but"
@@ -384,15 +387,9 @@ def identify_array(values: Floating, input_type: str) -> str:
             'nevertheless, input_type="logits"; for one-hot\n'
             '  labels, logits.argmax(axis=0) and input_type="labels".'
         )
-    return decided
-
-
-def notes_on_overshoot(probabilities: Floating) -> Notes:
-    """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
-    look = look_at(probabilities)
-    if look.outside is None or look.are_logits or look.bad_sums(SUM_TOLERANCE):
-        return ()
-    return (NoteKind.CLIPPED_PROBABILITIES(problem=_describe_overshoot(look)),)
+    if look.outside is None:
+        return decided, ()
+    return decided, (NoteKind.CLIPPED_PROBABILITIES(problem=_describe_overshoot(look)),)
 
 
 def who_says(input_type: str) -> str:

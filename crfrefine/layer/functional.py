@@ -125,11 +125,11 @@ def refine_batch(
     image: Tensor,
     model: CrfModel,
     *,
-    spacing: Spacing | None = None,
-    mask: Mask = None,
-    threads: int | None = None,
-    kernels: Sequence[Kernels] | None = None,
-    is_checked: bool = False,
+    spacing: Spacing | None,
+    mask: Mask,
+    threads: int | None,
+    kernels: Sequence[Kernels] | None,
+    is_checked: bool,
 ) -> Tensor:
     """Refine logits with a model, which may serve many calls; see `mean_field`."""
     engine = inputs.check_pair(logits, image)

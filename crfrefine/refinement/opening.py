@@ -26,7 +26,7 @@ from crfrefine.arrays.label_maps import (
 )
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import padding_of
-from crfrefine.arrays.probabilities import MAX_OVERSHOOT, SUM_TOLERANCE
+from crfrefine.arrays.probabilities import MAX_OVERSHOOT
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
     identify_regions,
@@ -200,10 +200,9 @@ def _open_channels(
     if kind == "auto" and ties is None and lowest < -MAX_OVERSHOOT:
         kind = "logits"  # Without ties, a value far below 0 belongs to logits.
     if kind != "logits":
-        kind = probabilities.identify_array(values, kind)
+        kind, on_kind = probabilities.identify_array(values, kind)
+        notes += on_kind
     is_probability = kind == "probabilities"
-    if is_probability and max(-lowest, largest - 1) > SUM_TOLERANCE:
-        notes += probabilities.notes_on_overshoot(values)
     if ties is not None:
         unseen = padding_of(values, ties, are_regions=are_regions, is_probability=is_probability)
     if unseen is not None and largest / parameters.mean_field.temperature > MAX_LOGIT:

@@ -100,7 +100,7 @@ def test_probabilities_with_another_sum_are_refused(total, input_type, kind):
         if input_type == "auto" and kind != "probabilities":
             assert (
                 identify(values, input_type, kind, PATH)[0]
-                == identify_array(values, input_type)
+                == identify_array(values, input_type)[0]
                 == "logits"
             )
 
@@ -168,7 +168,7 @@ def test_the_sum_of_every_voxel_tells_overshoot_from_logits():
     far = np.stack([softmax()[0] - 5, 6 - softmax()[0]])
     for values in (odd, far):
         assert identify(values, "auto", None, PATH)[0] == "logits"
-        assert identify_array(values, "auto") == "logits"
+        assert identify_array(values, "auto")[0] == "logits"
     assert identify(overshooting(), "logits", None, PATH)[0] == "logits"
     assert identify(overshooting(), "auto", "logits", PATH)[0] == "logits"
     with pytest.raises(InputError, match="expected probabilities between 0 and 1"):
@@ -198,10 +198,12 @@ def test_the_same_logits_at_every_voxel_are_logits(pair):
     values = np.empty((2, 6, 5, 4), np.float32)
     values[0], values[1] = pair
     values[:, 0, 0, 0] = 0.0  # padding
-    assert identify(values, "auto", None, PATH)[0] == identify_array(values, "auto") == "logits"
+    assert identify(values, "auto", None, PATH)[0] == identify_array(values, "auto")[0] == "logits"
     swapped = values.copy()
     swapped[:, 2:4] = values[::-1, 2:4]  # as of a label map
-    assert identify(swapped, "auto", None, PATH)[0] == identify_array(swapped, "auto") == "logits"
+    assert (
+        identify(swapped, "auto", None, PATH)[0] == identify_array(swapped, "auto")[0] == "logits"
+    )
     for total in (100, 255, 65535):
         scaled = values * (total / sum(pair))
         with pytest.raises(InputError, match=f"the labels sum to {total:g} at each voxel"):
