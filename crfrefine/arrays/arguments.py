@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -308,15 +309,21 @@ def copied(value: Any, name: str) -> Any:
 
 
 def open_arguments(
-    given: dict[str, Any], spacing: ArrayLike | None
-) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return arrays, None for a mask or strokes left out, and the caller's or images' spacing.
+    required: Mapping[str, Any], optional: Mapping[str, Any], spacing: ArrayLike | None
+) -> tuple[dict[str, Array], ArrayLike | None]:
+    """Return arrays by the name of the argument, and the caller's or the images' spacing.
+
+    Optional arguments may be None, and have no array then.
 
     Raises:
         InputError: what `given_array` refuses, images of both libraries, whose arrays have opposite
             axes, or another spacing than the images have.
         GridMismatchError: images on different grids.
     """
+    given = dict(required)
+    for name, value in optional.items():
+        if value is not None:
+            given[name] = value
     opened = {}
     for name, value in given.items():
         kind = _kind_of_image(value)
@@ -356,6 +363,5 @@ def open_arguments(
     for name, value in given.items():
         if name in opened:
             value = opened[name].values
-        is_left_out = value is None and name in ("mask", "strokes")
-        arrays[name] = None if is_left_out else given_array(value, name)
+        arrays[name] = given_array(value, name)
     return arrays, spacing

@@ -30,7 +30,15 @@ class AxesCheck:
 
     def __init__(self, labels: Labels) -> None:
         """Pick the voxels of a label map, ([z,] y, x)."""
-        picks = _pick(labels)
+        inside = np.flatnonzero(labels)
+        inside = inside[:: -(-len(inside) // _MAX_VOXELS) or 1]
+        values = labels.reshape(-1)[inside]
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.diff(values[order], prepend=-1))
+        groups = np.split(inside[order], starts[1:])
+        most = max(_PICKS // max(len(groups), 1), _MIN_PICKS_PER_LABEL)
+        picks = np.concatenate([group[:: -(-len(group) // most) or 1] for group in groups])
+
         self.labels = labels.reshape(-1)[picks]
         self.turns: list[Axes] = []  # the first one leaves the axes as they are
         shape = (1, 1, *labels.shape)[-3:]
@@ -95,16 +103,3 @@ def contradicts(assumed: float, other: float) -> bool:
 def is_doubtful(assumed: float) -> bool:
     """Return whether the label map hardly seems to be that of the channels."""
     return assumed < _MIN_SHARE
-
-
-def _pick(labels: Labels) -> Indices:
-    """Return the numbers of voxels of each label, evenly spaced, background aside."""
-    inside = np.flatnonzero(labels)
-    inside = inside[:: -(-len(inside) // _MAX_VOXELS) or 1]
-    values = labels.reshape(-1)[inside]
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-1))
-    groups = np.split(inside[order], starts[1:])
-    most = max(_PICKS // max(len(groups), 1), _MIN_PICKS_PER_LABEL)
-    picked = [group[:: -(-len(group) // most) or 1] for group in groups]
-    return np.concatenate(picked)

@@ -137,8 +137,26 @@ class ForegroundSums:
         """
         notes = []
         if self._found:
-            notes.append(self._find_scale())
-            self.sums /= np.float32(self.scale)
+            highest = float(self.sums.max())
+            scale = None
+            advice = ""
+            if self._lowest >= -SUM_TOLERANCE:
+                scale = scale_of_foreground(highest, is_whole=self._is_whole)
+                advice = (
+                    "  For probabilities in percent, from 0 to 255 or the like, say what 1 is, "
+                    f"such as\n  --scale {usual_scale(highest):g}.\n"
+                )
+            if scale is None:
+                raise InputError(
+                    f"{self._name}: --add-background needs probabilities between 0 and 1, found "
+                    f"{self._found}\n{advice}"
+                    "  Apply the network's softmax before its output is saved, or save the logits "
+                    "of\n  all labels, background first."
+                )
+            self.scale = scale
+            self.sums /= np.float32(scale)
+            notes.append(NoteKind.SCALED_FOREGROUND(top=scale, highest=highest))
+
         tolerance = SUM_TOLERANCE
         max_sum = MAX_SUM
         if self._found or self._is_rounded:
@@ -166,25 +184,3 @@ class ForegroundSums:
         if num_above:
             notes.append(NoteKind.SUMS_ABOVE_ONE(highest=highest, voxels=num_above))
         return notes
-
-    def _find_scale(self) -> Note:
-        """Set the scale of values that are not all in [0, 1], and return a note on it."""
-        highest = float(self.sums.max())
-        scale = None
-        if self._lowest >= -SUM_TOLERANCE:
-            scale = scale_of_foreground(highest, is_whole=self._is_whole)
-        if scale is None:
-            advice = ""
-            if self._lowest >= -SUM_TOLERANCE:
-                advice = (
-                    "  For probabilities in percent, from 0 to 255 or the like, say what 1 is, "
-                    f"such as\n  --scale {usual_scale(highest):g}.\n"
-                )
-            raise InputError(
-                f"{self._name}: --add-background needs probabilities between 0 and 1, found "
-                f"{self._found}\n{advice}"
-                "  Apply the network's softmax before its output is saved, or save the logits of\n"
-                "  all labels, background first."
-            )
-        self.scale = scale
-        return NoteKind.SCALED_FOREGROUND(top=scale, highest=highest)

@@ -143,7 +143,7 @@ def refine(
         parameters = "sharp"
     parameters = as_parameters(parameters)
     arrays, spacing = open_arguments(
-        {"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing
+        {"logits": logits, "image": image}, {"mask": mask, "strokes": strokes}, spacing
     )
     values = arrays["logits"]
     image = arrays["image"]
@@ -183,7 +183,7 @@ def refine(
         image,
         spacing=distances,
         parameters=parameters,
-        mask=arrays["mask"],
+        mask=arrays.get("mask"),
         backend=backend,
         context=RunContext(threads, progress),
         allow_vanishing=allow_vanishing,
