@@ -181,7 +181,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
 
     part = label_map[box]
     regions, count = ndimage.label(part == 0)
-    is_hole = np.arange(int(count) + 1) > 0
+    is_hole = np.arange(count + 1) > 0
     for axis in axes:
         # A region that reaches the end of the box is at the grid's border, or continues outside the
         # box, where all is background.
@@ -210,7 +210,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     main_labels = label[first]
     if not any_hole:
         main_labels[(num_labels > 1) | ~np.isin(main_labels, list(labels))] = 0
-    label_of_hole = np.zeros(int(count) + 1, part.dtype)
+    label_of_hole = np.zeros(count + 1, part.dtype)
     label_of_hole[holes] = main_labels
     values = label_of_hole[hole_numbers]
     is_filled = values != 0

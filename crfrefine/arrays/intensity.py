@@ -22,6 +22,9 @@ MAX_CLIPPED = 0.95
 # around 0.
 RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
+# Where a percentile is among sorted values: the ranks of those below and above, and the share of
+# the way from one to the other.
+Rank = tuple[int, int, float]
 # The intensity outside of a field of view: that of at least this share of the voxels, and farther
 # below the next one than this share of the distance between two percentiles of the others. Air at
 # -1024 is not so far below fat and organs, and -2000 and -3024 are.
@@ -72,9 +75,7 @@ def large_offset(values: Array) -> float:
     return 0.0
 
 
-def percentile_ranks(
-    ordered: Any, percentiles: Range, offset: float = 0.0
-) -> list[tuple[int, int, float]]:
+def percentile_ranks(ordered: Any, percentiles: Range, offset: float = 0.0) -> list[Rank]:
     """Return where percentiles lie among sorted intensities minus an offset, without their fill.
 
     These are the ranks of the values below and above, and the share of the way from one to the
@@ -88,7 +89,7 @@ def percentile_ranks(
     return ranks
 
 
-def _ranks(first: int, num_values: int, percentiles: Range) -> list[tuple[int, int, float]]:
+def _ranks(first: int, num_values: int, percentiles: Range) -> list[Rank]:
     """Return the ranks of `percentile_ranks` among the sorted values from the first one on."""
     ranks = []
     for percent in percentiles:

@@ -140,7 +140,7 @@ def refine_batch(
     if kernels is None:
         image = image.to(dtype)
         if not is_checked:
-            inputs.check_values(image.detach(), logits, masks)
+            inputs.check_values(image, logits, masks)
         for index, inside in enumerate(masks):
             present = labels_taking_part(logits[index], inside, model)
             labels[index] = SomeLabels.of(present, logits.device)
@@ -225,12 +225,10 @@ def build_kernels(
     of the image sets the precision. Other arguments and the errors are those of `mean_field`.
     Without `copy` the image must never be overwritten.
     """
-    inputs.check_image(image)
     checked = MeanFieldParameters(**settings)
     spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, checked)
-    check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
-    inputs.check_finite(image.detach())
+    inputs.check_finite(image)
     engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
     return _build(engine, image, spec, spacing, masks, threads, copy=copy)
 

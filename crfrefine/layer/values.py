@@ -25,6 +25,9 @@ from crfrefine.parameters.sections import (
     MeanFieldParameters,
 )
 
+# A kernel: the name of its table, its weight and its bandwidths.
+TensorTerm = tuple[str, tuple[Tensor, ...]]
+
 
 class CrfValues(LearnedGroups):
     """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
@@ -227,9 +230,9 @@ class CrfValues(LearnedGroups):
         """
         return self.value("log_theta_gamma")
 
-    def terms(self) -> list[tuple[str, tuple[Tensor, ...]]]:
+    def terms(self) -> list[TensorTerm]:
         """Return the kernels, each with its weight and its bandwidths."""
-        terms: list[tuple[str, tuple[Tensor, ...]]] = []
+        terms: list[TensorTerm] = []
         for kind in KERNELS:
             if self._has[kind]:
                 held = []
