@@ -94,7 +94,7 @@ def variants(
     volumes: Sequence[VolumeParameters] = (),
     untrained: CrfParameters | None = None,
 ) -> list[Candidate]:
-    """Return a trained model and its rivals, gentler ones first.
+    """Return a trained model and its variants, gentler ones first.
 
     `volumes` are other volume terms; if the first one has a weight, a model with it comes before
     the model without. `untrained` is the preset, where it is comparable.
@@ -116,16 +116,16 @@ def variants(
         if num_gentler == 0:
             volumes = []
 
-    rivals = []
+    others = []
     for volume in volumes:
         term = "no volume term"
         if volume.weight > 0.0:
             term = f"volume {volume.weight:g}"
         for kind, model in models.items():
             with_volume = model.replace(volume=volume)
-            rivals.append(replace(trained, kind=f"{kind}, {term}", parameters=with_volume))
+            others.append(replace(trained, kind=f"{kind}, {term}", parameters=with_volume))
     num_gentler *= len(models)
-    return [*gentlest, *rivals[:num_gentler], trained, *rivals[num_gentler:]]
+    return [*gentlest, *others[:num_gentler], trained, *others[num_gentler:]]
 
 
 def choose_kind(
