@@ -113,14 +113,18 @@ def command(
                     values[name] = tuple(value)
             function(**values)
 
-        typed = map(typed_parameter, sorted(described.values(), key=_place_in_help))
-        run.__signature__ = inspect.Signature([*context, *typed])  # type: ignore[attr-defined]
-        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
         choices = {}
-        for parameter in described.values():
+        places = {}  # in the help: by panel, and there those with a short name first
+        for name, parameter in described.items():
             _, option = get_args(parameter.annotation)
+            panel = option.panel if option.names else ARGUMENTS
+            places[name] = (PANELS.index(panel), option.names.startswith("--"))
             if option.may_stand_alone:
                 choices[option.names] = option.choices
+        in_order = sorted(places, key=places.__getitem__)
+        typed = [typed_parameter(described[name]) for name in in_order]
+        run.__signature__ = inspect.Signature([*context, *typed])  # type: ignore[attr-defined]
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
 
         class DescribedCommand(Command):
             choices_alone = choices
@@ -135,13 +139,6 @@ def command(
         return app
 
     return make
-
-
-def _place_in_help(parameter: inspect.Parameter) -> tuple[int, bool]:
-    """Return what sorts the parameters of a help: by panel, those with a short name first."""
-    _, option = get_args(parameter.annotation)
-    panel = option.panel if option.names else ARGUMENTS
-    return PANELS.index(panel), option.names.startswith("--")
 
 
 def _without_markup(text: str) -> str:

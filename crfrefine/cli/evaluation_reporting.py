@@ -17,21 +17,10 @@ from crfrefine.evaluate.options import METRICS_NAME, SUMMARY_NAME
 if TYPE_CHECKING:
     from crfrefine.evaluate.evaluation import Evaluation
     from crfrefine.evaluate.measuring import CaseResult
-    from crfrefine.statistics.comparison import SummaryRow
 
 _MAX_REGIONS = 20  # that the tables have a row for
 # Columns that are aligned at the right.
 _NUMBERS = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
-_COLUMNS: tuple[str, ...] = ("cases", "mean", "median")
-_COLUMNS_OF_COMPARISON = (
-    "pairs",
-    "baseline",
-    "mean",
-    "difference",
-    "95 % CI",
-    "p (Holm)",
-    "better/equal/worse",
-)
 
 
 class EvaluationReporter(RunReporter["Evaluation", "CaseResult"]):
@@ -139,7 +128,7 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     Of many regions, such as the structures of a body, only their mean.
     """
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.texts import HARM_COLUMN
+    from crfrefine.statistics.texts import COMPARISON_COLUMNS, comparison_texts
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     num_regions = len(evaluation.regions)
@@ -148,15 +137,26 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
         places = f"the table has their means; {table} has each, and -v prints them"
         print(for_terminal(f"{num_regions} regions: {places}"), file=sys.stderr)
         rows = [row for row in rows if row.region not in evaluation.regions]
-    columns = _COLUMNS
+    columns: tuple[str, ...] = ("cases", "mean", "median")
     compared = [row for row in rows if row.comparison is not None]
     if compared:
         rows = compared
-        columns = (*_COLUMNS_OF_COMPARISON, HARM_COLUMN)
+        columns = ("pairs", "baseline", "mean", "difference", *COMPARISON_COLUMNS)
     cells = []
     for row in rows:
         region = printable(evaluation.titles.get(row.region, row.region))
-        cells.append((row.metric, region, printable(row.method), *_numbers(row)))
+        metric = metric_named(row.metric)
+        comparison = row.comparison
+        mean = metric.value_text(row.mean)
+        if comparison is None:
+            numbers = [str(row.num_values), mean, metric.value_text(row.median)]
+        elif not comparison.num_pairs:
+            # For example, the calibration of a method whose baseline has no probabilities.
+            numbers = ["0", "", mean, *[""] * len(comparison_texts(row))]
+        else:
+            means = map(metric.value_text, (comparison.mean_baseline, comparison.mean))
+            numbers = [str(comparison.num_pairs), *means, *comparison_texts(row)]
+        cells.append((row.metric, region, printable(row.method), *numbers))
     if cells:
         print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
         in_points = {row.metric for row in compared if metric_named(row.metric).is_ratio}
@@ -190,19 +190,3 @@ def _print_lesions(evaluation: Evaluation, verbosity: int) -> None:
             rows,
             numbers=tuple(name for name in columns if name != "worst_case"),
         )
-
-
-def _numbers(row: SummaryRow) -> tuple[str, ...]:
-    """Return the texts of the columns with numbers."""
-    from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.texts import comparison_texts
-
-    metric = metric_named(row.metric)
-    comparison = row.comparison
-    if comparison is None:
-        return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
-    # For example, the calibration of a method whose baseline has no probabilities.
-    if not comparison.num_pairs:
-        return "0", "", metric.value_text(row.mean), *[""] * 5
-    means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
-    return str(comparison.num_pairs), *means, *comparison_texts(row)

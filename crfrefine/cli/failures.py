@@ -91,26 +91,20 @@ def indented(text: str) -> str:
 
 def print_usage_error(error: typer.TyperException) -> None:
     """Print an error about the command line in the form of all other errors, quotes shortened."""
-    message = _gone(error) or error.format_message()
+    message = error.format_message()
     if not message:  # A call without arguments: Typer has shown the help.
         return
-    text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
     context = getattr(error, "ctx", None)
+    command = None if context is None else context.info_name
+    unknown = getattr(error, "option_name", "")
+    if GONE_FROM.get(unknown, command) == command:
+        message = GONE.get(unknown, message)
+    text = f"crfrefine: error: {for_terminal(message, _MAX_OF_A_USAGE_ERROR)}"
     if context is not None:
         help_command = f"{context.command_path} --help"
         text = f"{context.get_usage()}\nTry '{help_command}' for help.\n\n{text}"
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
-
-
-def _gone(error: typer.TyperException) -> str | None:
-    """Return the successor of an unknown option; None if the command never had it."""
-    name = getattr(error, "option_name", "")
-    context = getattr(error, "ctx", None)
-    command = None if context is None else context.info_name
-    if GONE_FROM.get(name, command) != command:
-        return None
-    return GONE.get(name)
 
 
 def describe_system_error(error: OSError, command: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,6 @@ from crfrefine.infer.options import InferenceOptions
 
 if TYPE_CHECKING:
     from crfrefine.base.failures import Failure
-    from crfrefine.cases.role_table import FileRole
 
 _EXAMPLES = """\
 crfrefine info
@@ -103,11 +102,13 @@ def _inspect_folder(
         num_cases = counted(len(report.cases), "case")
         num_problems = counted(len(messages), "problem")
         print(f"{printable(str(folder))}: {num_cases} in order, {num_problems}")
-        names = list(map(printable, report.cases))
-        width = max(map(len, names), default=0)
-        for name, line in zip(names, report.cases.values(), strict=True):
-            print(f"  {name:<{width}}  {line}")
-        _print_roles(report.roles)
+        _print_columns("  ", report.cases.items())
+        if report.roles:
+            print("  roles of the files of the first case:")
+        role_rows = []
+        for role in report.roles:
+            role_rows.append((role.name, role.kind, role.frame, role.path.name, role.evidence))
+        _print_columns("    ", role_rows)
         for note in notes:
             print(for_terminal(f"  note: {note}"))
         for problem in report.problems:
@@ -120,16 +121,12 @@ def _inspect_folder(
     return {"cases": report.cases, "roles": roles, "notes": notes, "problems": messages}
 
 
-def _print_roles(roles: Sequence[FileRole]) -> None:
-    """Print what each file of the first case is taken for, in columns, and why."""
-    if not roles:
-        return
-    print("  roles of the files of the first case:")
-    rows = [(role.name, role.kind, role.frame, role.path.name, role.evidence) for role in roles]
+def _print_columns(indent: str, rows: Iterable[tuple[str, ...]]) -> None:
+    """Print rows of texts as columns."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        line = "  ".join(map(str.ljust, row, widths))
-        print(for_terminal(f"    {line.rstrip()}"))
+        print(f"{indent}{'  '.join(map(str.ljust, row, widths)).rstrip()}")
 
 
 def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:

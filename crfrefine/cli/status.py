@@ -90,23 +90,18 @@ def _show(folder: Path, cases: Sequence[CaseState], notes: Sequence[Note], max_l
     num_more = len(names_of_reason) - max_listed
     if num_more > 0:
         print(f"  {num_more} more reasons, which -v names")
-    _show_vanished(cases, max_listed)
-    for note in notes:
-        print(for_terminal(f"  note: {note}"))
-    if "failed" in states or "missing" in states:
-        print(f"  run the same command with --continue for the rest{_parts_left(cases)}")
-
-
-def _show_vanished(cases: Sequence[CaseState], max_listed: int) -> None:
-    """Print the cases that lost components, that with the largest one first."""
     volumes = []
     for case in cases:
         if case.record is not None and case.record.largest_vanished_ml:
             volumes.append((case.record.largest_vanished_ml, case.case_id))
     volumes.sort(reverse=True)
-    names = [f"{case_id} ({volume:.3g} ml)" for volume, case_id in volumes]
-    if names:
-        print(f"  largest component that vanished: {listed(names, most=max_listed)}")
+    vanished = [f"{case_id} ({volume:.3g} ml)" for volume, case_id in volumes]
+    if vanished:
+        print(f"  largest component that vanished: {listed(vanished, most=max_listed)}")
+    for note in notes:
+        print(for_terminal(f"  note: {note}"))
+    if "failed" in states or "missing" in states:
+        print(f"  run the same command with --continue for the rest{_parts_left(cases)}")
 
 
 def _parts_left(cases: Sequence[CaseState]) -> str:

@@ -162,9 +162,24 @@ def train_crf(
         return
     options["learn"] = tuple(name.strip() for name in learn.split(",") if name.strip())
     from crfrefine.cases.finding import locate_folders
+    from crfrefine.cli.training_reporting import TrainingReporter, print_training
+    from crfrefine.engines.cpu import load_engine
+    from crfrefine.parameters.files import find_config
+    from crfrefine.train.run import default_output, run_training
 
     options |= locate_folders(folder, nnunet, **named)
-    _train(output, config, overrides, options, verbosity)
+    if output is None:
+        output = default_output(options["logits"])
+    if config is not None or overrides:
+        options["parameters"], _ = shared.parameters_of(config or "default", overrides)
+    if config is not None:
+        options["config"] = find_config(config)
+    training_options = TrainingOptions(output=output, **options)
+    # For the whole process, so this is not done where a training is started from Python.
+    load_engine().keep_freed_memory()
+    with TrainingReporter(verbosity) as reporter:
+        result = run_training(training_options, reporter)
+    print_training(result, verbosity)
 
 
 def _choose(
@@ -186,30 +201,3 @@ def _choose(
     with TrainingReporter(verbosity) as reporter:
         choice = run_unlabeled(training_options, reporter)
     print_choice(choice, training_options, verbosity)
-
-
-def _train(
-    output: Path | None,
-    config: str | None,
-    overrides: tuple[str, ...],
-    options: dict[str, Any],
-    verbosity: int,
-) -> None:
-    """Train parameters, and print the comparison and the verdict."""
-    from crfrefine.cli.training_reporting import TrainingReporter, print_training
-    from crfrefine.engines.cpu import load_engine
-    from crfrefine.parameters.files import find_config
-    from crfrefine.train.run import default_output, run_training
-
-    if output is None:
-        output = default_output(options["logits"])
-    if config is not None or overrides:
-        options["parameters"], _ = shared.parameters_of(config or "default", overrides)
-    if config is not None:
-        options["config"] = find_config(config)
-    training_options = TrainingOptions(output=output, **options)
-    # For the whole process, so this is not done where a training is started from Python.
-    load_engine().keep_freed_memory()
-    with TrainingReporter(verbosity) as reporter:
-        result = run_training(training_options, reporter)
-    print_training(result, verbosity)

@@ -49,7 +49,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     files, the probabilities, and what got worse.
     """
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.statistics.texts import HARM_COLUMN, comparison_texts, describe_families
+    from crfrefine.statistics.texts import COMPARISON_COLUMNS, comparison_texts, describe_families
     from crfrefine.train.choice import LESION_F1
     from crfrefine.train.comparison import METHODS, METRICS
 
@@ -75,8 +75,7 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     if cells:
         titles = [f"{metric.title} {metric.unit}".rstrip() for metric in metrics]
         change = f"change, {first.difference_unit}"
-        compared = (change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
-        names = ("region", "method", titles[0], *compared, *titles[1:])
+        names = ("region", "method", titles[0], change, *COMPARISON_COLUMNS, *titles[1:])
         print_table(names, cells, numbers=(change, *titles))
         print(f"p (Holm): {describe_families(result.summary)}")
     print_written(*reversed(result.plan.options.files))

@@ -11,6 +11,8 @@ from crfrefine.statistics.comparison import Family, SummaryRow
 from crfrefine.statistics.paired import PairedComparison
 
 HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_text`.
+# Titles of those with `comparison_texts`, after that of the difference.
+COMPARISON_COLUMNS = ("95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
 
 
 def describe_families(rows: Iterable[SummaryRow]) -> str:
