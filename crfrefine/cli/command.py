@@ -185,8 +185,8 @@ def typed_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
     info: Any = typer.Argument(**settings)
     if option.names:
         info = typer.Option(*option.names.split(), **settings, rich_help_panel=option.panel)
-    typed = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
-    return typed.replace(default=default)
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    return parameter.replace(kind=by_name, default=default, annotation=Annotated[kind, info])
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[Any], Any]:

@@ -53,7 +53,11 @@ class Group(TyperGroup):
             if shell not in [*Shells]:
                 ctx.fail(f"{option}: expected one of {', '.join(Shells)}; got {shell!r}")
             _ABOUT_COMPLETION[option](ctx, self.params[0], shell)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        if ctx.params["version"] and not ctx.resilient_parsing:
+            print(f"crfrefine {__version__}")
+            raise typer.Exit
+        return rest
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import a command; None for an unknown name, an error of usage for a former command."""
@@ -104,13 +108,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(is_wanted: bool) -> None:
-    if is_wanted:
-        print(f"crfrefine {__version__}")
-        raise typer.Exit
-
-
-_VERSION = typer.Option("--version", callback=_show_version, help="Show the version and exit.")
+_VERSION = typer.Option("--version", help="Show the version and exit.")
 
 
 @app.callback()
