@@ -13,5 +13,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Imports make tens of thousands of objects, and no garbage: the collector looks at objects for the
 # first time when there are more, and from then on as usual.
 _USUAL = gc.get_threshold()
-gc.callbacks.append(lambda phase, info: gc.set_threshold(*_USUAL))
+
+
+def _look_as_usual(*_: object) -> None:
+    """Set the usual thresholds, once: an interrupt that comes while a callback runs is lost."""
+    gc.callbacks.remove(_look_as_usual)
+    gc.set_threshold(*_USUAL)
+
+
+gc.callbacks.append(_look_as_usual)
 gc.set_threshold(100_000)

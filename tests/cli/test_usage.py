@@ -209,6 +209,7 @@ import crfrefine.cli.main
 assert gc.get_threshold() > usual, "its looks cost a twentieth of a short run"
 gc.collect()
 assert gc.get_threshold() == usual
+assert not gc.callbacks, "an interrupt that comes while they are called is lost"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
