@@ -93,9 +93,9 @@ def _ranks(first: int, num_values: int, percentiles: Range) -> list[Rank]:
     """Return the ranks of `percentile_ranks` among the sorted values from the first one on."""
     ranks = []
     for percent in percentiles:
-        place = first + (num_values - 1 - first) * (percent / 100.0)
+        place = (num_values - 1 - first) * (percent / 100.0)
         below = math.floor(place)
-        ranks.append((below, math.ceil(place), place - below))
+        ranks.append((first + below, first + math.ceil(place), place - below))
     return ranks
 
 

@@ -227,6 +227,7 @@ def build_kernels(
     """
     checked = MeanFieldParameters(**settings)
     spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, checked)
+    check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image)
     engine = inputs.engine_for(image.device, inputs.compute_dtype(image))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +25,6 @@ from crfrefine.refinement.given import (
 )
 from crfrefine.refinement.opening import require_small_logits
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
-
-if TYPE_CHECKING:
-    pass
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9

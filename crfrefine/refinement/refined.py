@@ -219,12 +219,12 @@ class RefinedChannels:
         labels = network.copy()
         grid = self.sets.grid
         part = labels[self._box]
-        by_tile = grid.to_voxels(self.sets.settled)
-        where = by_tile >= 0
+        by_tile = self.sets.settled
+        where = grid.to_voxels(by_tile >= 0)
         if self._mask is not None:
             where &= self._mask
-        where = where.reshape(part.shape)
-        part[where] = by_tile.reshape(part.shape)[where]
+        settled = grid.to_voxels(by_tile.clip(0).astype(labels.dtype))
+        np.copyto(part, settled.reshape(part.shape), where=where.reshape(part.shape))
         return labels
 
     def channel(

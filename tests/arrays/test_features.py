@@ -8,7 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from crfrefine.arrays.intensity import count_fill, normalize_intensity, notes_on_intensity
+from crfrefine.arrays.intensity import (
+    count_fill,
+    normalize_intensity,
+    notes_on_intensity,
+    percentile_ranks,
+)
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import IntensityParameters
 
@@ -144,6 +149,14 @@ def test_the_lower_of_two_values_is_no_fill():
     assert count_fill(values, (1.0, 99.0)) == 0
     outside = np.full(30, -3024.0)
     assert count_fill(np.append(outside, np.arange(60.0)), (1.0, 99.0)) == 30
+
+
+def test_percentiles_beside_a_fill_are_those_of_the_other_values():
+    """To the bit: ranks beyond the fill must not cost their shares digits."""
+    others = np.sort(np.random.default_rng(3).normal(40.0, 12.0, 777))
+    ranks = percentile_ranks(np.append(np.full(5000, -3024.0), others), (1.0, 99.0))
+    alone = percentile_ranks(others, (1.0, 99.0))
+    assert ranks == [(below + 5000, above + 5000, share) for below, above, share in alone]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint32])

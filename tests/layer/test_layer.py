@@ -302,6 +302,18 @@ def test_parameters_that_do_not_fit_are_refused_by_name(changes, arguments, text
         CrfRnn(**given)
 
 
+def test_threads_of_a_layer_are_checked_wherever_they_are_used():
+    logits, image = batch(1)
+    layer = small_layer()
+    layer.threads = 0
+    for call in (
+        lambda: layer(logits, image, SPACING),
+        lambda: layer.build_kernels(image, SPACING),
+    ):
+        with pytest.raises(ConfigError, match="threads: expected a whole number from 1"):
+            call()
+
+
 def test_kernels_and_record_are_let_go_with_the_graph():
     """Where no gradient is wanted there is no graph."""
     logits, image = batch(1)

@@ -2,6 +2,8 @@
 with tiles and without.
 """
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,23 @@ def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
     np.testing.assert_allclose(found.marginals, whole.marginals, atol=2e-5)
     np.testing.assert_allclose(found.energy, whole.energy, rtol=1e-5)
     assert found.num_labels == 60
+
+
+def test_a_bias_costs_a_few_bytes_per_voxel_of_settled_tiles():
+    """A large volume is mostly of such tiles."""
+    shape = (36, 210, 130)
+    labels = np.zeros(shape, np.uint8)
+    labels[10:14, 100:160, 40:44] = np.arange(60)[:, None]
+    image = np.where(labels > 0, np.float32(1.0), np.float32(0.0))
+    parameters = PARAMETERS.replace(**{"mean_field.bias": [0.0, *[0.1] * 59]})
+    tracemalloc.start()
+    result = crfrefine.refine(
+        labels, image, spacing=SPACING, parameters=parameters, input_type="labels"
+    )
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.channels.sets.active.mean() < 0.1
+    assert most < 12 * labels.size
 
 
 def test_slabs_give_the_same_as_the_volume_at_once():
