@@ -247,6 +247,7 @@ def test_bash_completes(tmp_path):
     program.chmod(0o755)
     words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
     words |= {
+        "crfrefine --version in": ["infer", "info"],
         "crfrefine infer -c body-c": ["body-ct"],
         "crfrefine infer -c li": ["lines.toml"],
         "crfrefine tune -c ./li": [],
