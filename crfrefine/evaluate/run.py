@@ -79,9 +79,9 @@ def run_evaluation(
     }
     if options.lesions is not None:
         contents[LESIONS_NAME] = lesions_csv(evaluation)
-    for name, text in contents.items():
-        write_small_file(options.output / name, text.encode())
-        evaluation.written.append(options.output / name)
+    for name in sorted(contents, key=lambda name: name == SUMMARY_NAME):  # the summary last
+        write_small_file(options.output / name, contents[name].encode())
+    evaluation.written += [options.output / name for name in contents]
     if options.report and evaluation.table.cases:
         from crfrefine.evaluate.report import write_report  # It imports jinja2.
 

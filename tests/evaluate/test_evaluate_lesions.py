@@ -223,6 +223,8 @@ def test_the_sentence_is_on_cases_that_both_methods_have(study, tmp_path):
         "and gains 0; of 0 false ones, it removes 0, and makes 4; F1 1.0000 → 0.6000."
     )
     assert f"written: {tmp_path / 'out' / 'lesions.csv'}" in result.stderr
+    written = [tmp_path / "out" / name for name in ("metrics.csv", "lesions.csv", "summary.json")]
+    assert written == sorted(written, key=lambda path: path.stat().st_mtime_ns)
 
     result = run_here(*arguments[:-1], "none=9", "--no-report", status=1)
     assert result.stdout.splitlines()[-1].endswith("F1 undefined → undefined.")
