@@ -201,10 +201,12 @@ class Background:
             if piece.channels.start == 0:
                 background = np.zeros_like(values[:1])
                 if self.sums is not None:
-                    background += 1 - np.minimum(self.sums[planes], 1)
+                    np.minimum(self.sums[planes], 1, out=background[0])
+                    np.subtract(1, background, out=background)
                 elif self.kind == "probabilities":
-                    background += 1 - values
+                    np.subtract(1, values, out=background)
                 yield Piece(slice(0, 1), planes, background)
+                del background  # It would stay in memory beside the other channels.
             if self.sums is not None:
                 values /= np.maximum(self.sums[planes], 1)
             channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
