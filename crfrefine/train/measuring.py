@@ -28,6 +28,7 @@ from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
+from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (
     DEFAULT,
     GUIDED,
@@ -47,7 +48,7 @@ from crfrefine.train.comparison import (
     with_rule,
 )
 from crfrefine.train.crops import find_inside
-from crfrefine.train.guided import Guide
+from crfrefine.train.guided import Guidance, Guide
 
 
 def measure_methods(
@@ -64,7 +65,7 @@ def measure_methods(
     CALIBRATION_METRICS of PROBABILITIES.
     """
     parameters = training.chosen.parameters
-    maps = simple_maps(case, training)
+    maps = simple_maps(case, parameters, training.scaling, training.guidance)
     network: Network = case.network
     if isinstance(network, LabelMapNetwork) and case.coarse_labels is None:
         network = ArrayNetwork(case.logits)
@@ -113,8 +114,10 @@ def measure_methods(
     return values
 
 
-def simple_maps(case: Case, training: Training) -> dict[str, Array]:
-    """Return the labels of the network, and of the rivals without a CRF of a training.
+def simple_maps(
+    case: Case, parameters: CrfParameters, scaling: VectorScaling, guidance: Guidance
+) -> dict[str, Array]:
+    """Return the labels of the network, and of the rivals without a CRF of a model.
 
     Outside the mask and in padding, they are the network's.
     """
@@ -126,10 +129,8 @@ def simple_maps(case: Case, training: Training) -> dict[str, Array]:
         # Any constant gives the same labels, but a large one would dominate its neighbors.
         logits = np.where(padding, np.float32(0.0), logits)
 
-    parameters = training.chosen.parameters
     is_coarse = parameters.counts_network_voxels
     guided = network
-    guidance = training.guidance
     if guidance.radius_mm > 0:
         image = normalize_intensity(case.image, parameters.intensity, case.mask)
         guide = Guide(image, guidance.radius_mm, case.spacing)
@@ -141,7 +142,7 @@ def simple_maps(case: Case, training: Training) -> dict[str, Array]:
     if is_coarse:
         maps[GUIDED_VOLUMES] = guided
     else:
-        maps[SCALING] = decode(training.scaling.apply(logits), case.network.regions)
+        maps[SCALING] = decode(scaling.apply(logits), case.network.regions)
         maps[GUIDED] = guided
     return {name: np.where(inside, labels, network) for name, labels in maps.items()}
 
