@@ -73,7 +73,7 @@ def describe_dicom(path: Path) -> list[tuple[str, str]]:
 
 def _ask(request: Json, damaged: Path) -> Any:
     """Return the answer of another process to a request; raise its error."""
-    package_folder = str(Path(__file__).parents[3])
+    package_folder = str(Path(__file__).parents[2])
     text = json.dumps({**request, "seconds": SECONDS}, default=str)
     command = [sys.executable, "-P", "-c", _START, package_folder, text]
     done = subprocess.run(command, capture_output=True, check=False)
