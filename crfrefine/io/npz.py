@@ -6,6 +6,7 @@ Never unpickled.
 from __future__ import annotations
 
 import math
+import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from crfrefine.io.volume import FileHeader, VolumeHeader
 from crfrefine.io.writing import VoxelsToWrite, atomic_files
 
 _MAX_ARRAY_HEADER = 1 << 16
+# numpy reads headers by Python's parser, which counts the depth of expressions for all threads
+# together (https://github.com/python/cpython/issues/106905): one thread at a time.
+_PARSER = threading.Lock()
 _NPY_MAGIC = b"\x93NUMPY"
 NAME = "NumPy array"  # of the format, in the table of `crfrefine.io.formats`
 _CONTAINERS = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}
@@ -122,7 +126,8 @@ def _read_array_header(stream: Any, path: Path, what: str) -> tuple[Shape, strea
             read = np.lib.format.read_array_header_1_0
         else:
             read = np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(stream, _MAX_ARRAY_HEADER)
+        with _PARSER:
+            shape, is_fortran, dtype = read(stream, _MAX_ARRAY_HEADER)
     except CrfRefineError:
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
