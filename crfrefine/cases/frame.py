@@ -161,7 +161,8 @@ def _label_map_beside(
             continue
         with suppress(CrfRefineError, OSError):
             header = read_header(candidate, VOLUME_SUFFIXES)
-            if header.num_channels == 1 and placed_on(header, image).on_same_grid(image):
+            is_on_grid = placed_on(header, image).on_same_grid(image)
+            if header.num_channels == 1 and header.kind is None and is_on_grid:
                 return header
     return None
 

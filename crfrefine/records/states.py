@@ -172,7 +172,7 @@ def read_records(folder: Path | None) -> RecordedRuns:
     except (FileNotFoundError, NotADirectoryError):
         pass  # No run has left a record.
     except OSError as error:
-        notes.append(NoteKind.UNREADABLE_RECORD(str(place), problem=error.strerror))
+        notes.append(NoteKind.UNREADABLE_RECORD(str(place), problem=error.strerror or str(error)))
     for path in paths:
         try:
             require_file(path)
@@ -181,7 +181,9 @@ def read_records(folder: Path | None) -> RecordedRuns:
             notes.append(NoteKind.UNREADABLE_RECORD(problem=str(error)))
             continue
         except OSError as error:
-            notes.append(NoteKind.UNREADABLE_RECORD(str(path), problem=error.strerror))
+            notes.append(
+                NoteKind.UNREADABLE_RECORD(str(path), problem=error.strerror or str(error))
+            )
             continue
         problems = []
         for number, line in enumerate(lines, start=1):
