@@ -209,6 +209,13 @@ def format_size(size: float) -> str:
     return counted(int(size), "byte")
 
 
+def _own_memory() -> Any:
+    """Return the numbers of bytes that this process has, as psutil tells them."""
+    import psutil
+
+    return psutil.Process().memory_info()
+
+
 def memory_limit(max_memory: int | None = None) -> tuple[int, str]:
     """Return the bytes that this process may take, and where the limit comes from, for messages.
 
@@ -219,7 +226,7 @@ def memory_limit(max_memory: int | None = None) -> tuple[int, str]:
     """
     import psutil
 
-    process = psutil.Process().memory_info()
+    process = _own_memory()
     machine = psutil.virtual_memory()
     reserve = min(machine.total // 20, 1 << 30)
     held = process.rss - process.shared  # The system can take back pages of files.
@@ -236,10 +243,8 @@ def memory_limit(max_memory: int | None = None) -> tuple[int, str]:
 
 def memory_left(max_memory: int | None = None) -> int:
     """Return the bytes that this process may take beyond its present memory."""
-    import psutil
-
     limit, _ = memory_limit(max_memory)
-    return max(0, limit - psutil.Process().memory_info().rss)
+    return max(0, limit - _own_memory().rss)
 
 
 def require_memory(

@@ -5,7 +5,6 @@ It is shortened, and has no characters that move the cursor or break a table.
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Collection, Iterable
@@ -48,6 +47,8 @@ def for_spreadsheet(name: str) -> str:
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Return rows as a table of comma-separated values."""
+    import csv
+
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

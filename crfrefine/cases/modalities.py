@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from crfrefine.arrays.resampling import resample_image
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.limits import Job
@@ -52,11 +50,12 @@ def modality_jobs(
 def find_uncovered(images: Sequence[VolumeHeader]) -> Bool | None:
     """Return ([z,] y, x), True outside the grid of some modality; None if all cover the first."""
     first = images[0]
-    uncovered = np.zeros(first.stored_grid, np.bool_)
+    uncovered: Bool | None = None
     for image in images[1:]:
+        if first.on_same_grid(image):
+            continue
         grid_map = WorkGrid(first).map_to(image)
         if grid_map.num_inside < grid_map.num_voxels:
-            uncovered |= ~grid_map.all_inside().reshape(first.stored_grid)
-    if uncovered.any():
-        return uncovered
-    return None
+            outside = ~grid_map.all_inside().reshape(first.stored_grid)
+            uncovered = outside if uncovered is None else uncovered | outside
+    return uncovered
