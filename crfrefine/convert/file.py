@@ -134,6 +134,7 @@ def check_options(source: Path, target: Path, options: ConversionOptions) -> Non
             wrong["--as"] = options.content
         if options.to != "labels":
             wrong["--to"] = options.to
+        wrong |= {"--scale": options.scale, "--channel-labels": options.channel_labels}
         reason = (
             "DICOM says itself what it holds, an image or a label map, and where; convert to a "
             "file such as NAME.nii.gz first, or"

@@ -462,6 +462,11 @@ def test_wrong_calls(series, tmp_path):
         ((series, "out.dcm"), "both are DICOM"),
         ((series, "out.seg.nrrd"), "a segmentation holds a label map alone, no image"),
         ((series, "out.nii.gz", "--to", "logits"), "leave --to out"),
+        ((series, "out.nii.gz", "--scale", "100"), "leave --scale out"),
+        (
+            ("a.nii.gz", "out.dcm", "--like", series, "--channel-labels", "0,2"),
+            "leave --channel-labels out",
+        ),
         (
             ("a.nii.gz", "out.nii.gz", "--segments", first),
             "neither is DICOM; name such a file, or leave --segments out",
