@@ -143,10 +143,13 @@ def test_a_stroke_under_way_is_kept_when_its_page_goes(arguments, folder, leavin
         press(page, "2[[")
         start, end = places_of(page, 0, [(2, 3), (6, 3)])
         pointer(page, start, "down", end)
+        page.execute_script("window.isLeft = true")
         if leaving == "reload":
             page.refresh()
         else:
             page.back()
+        # The driver may come back before the reload, and waits forever if it then asks for a page.
+        wait(page, "!window.isLeft && document.readyState === 'complete'")
         wait_for_file(page, folder / "drawing" / "first.json")
         assert edits_of(folder) == [(2, 5)]
         page.get(running.address)
