@@ -120,18 +120,15 @@ def run_beside(function: Job) -> None:
     threading.Thread(target=function, daemon=True).start()
 
 
-def run_all(jobs: Sequence[Job], threads: int) -> None:
-    """Run the jobs on at most `threads` threads, started in their order.
+def run_all(jobs: Sequence[Callable[[], T]], threads: int) -> list[T]:
+    """Run the jobs on at most `threads` threads, started in their order; return their results.
 
     Raises the error of the first job that failed; jobs that have not begun by then do not run.
     """
     if threads <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            job()
-        return
+        return [job() for job in jobs]
     with thread_pool(min(threads, len(jobs)), "job") as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
+        return list(pool.map(lambda job: job(), jobs))
 
 
 def run_ahead(items: Generator[T]) -> Generator[T]:

@@ -58,21 +58,18 @@ class MeanField(torch.autograd.Function):
             kernels, spec = items[number]
             return kernels.forward(to_array(groups[number]["logits"]), spec)
 
-        tapes = of_each(run, len(items), num_at_once)
+        jobs = [functools.partial(run, number) for number in range(len(items))]
+        tapes = run_all(jobs, num_at_once)
         ctx.num_at_once = num_at_once
         ctx.items = items
-        # A gradient has the type and the device of its tensor.
-        ctx.kinds = []
-        for tensor in tensors:
-            ctx.kinds.append(None if tensor is None else (tensor.dtype, tensor.device))
-        # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
-        # changed in place. All but logits and record are saved only for this check.
-        saved: list[Tensor | None] = []
+        records = []
         refined = []
         for item, tape in zip(groups, tapes, strict=True):
-            saved += [to_tensor(tape.record), *item.values()]
+            records.append(to_tensor(tape.record))
             refined.append(to_own_tensor(tape.logits).to(item["logits"].device))
-        ctx.save_for_backward(*saved)
+        # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
+        # changed in place. Of all but logits and records, only type and device are read.
+        ctx.save_for_backward(*records, *tensors)
         ctx.tapes = [tape._replace(logits=_NOTHING, record=_NOTHING) for tape in tapes]
         return tuple(refined)
 
@@ -80,43 +77,42 @@ class MeanField(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the arguments, in their order."""
-        saved = ctx.saved_tensors
-        num_saved = len(saved) // len(grads)
+        records = ctx.saved_tensors[: len(grads)]
+        tensors = ctx.saved_tensors[len(grads) :]
         needed = ctx.needs_input_grad[2:]
+        groups = _by_item(tensors)
         needed_by_item = _by_item(needed)
-        kinds_by_item = _by_item(ctx.kinds)
 
         def run(number: int) -> MeanFieldGradients:
-            record, logits = saved[number * num_saved :][:2]
+            item = groups[number]
             wants = needed_by_item[number]
             # Gradients of parameters that are on the CPU go there.
-            kinds = kinds_by_item[number]
             goes_to_cpu = False
             for name in TENSORS:
-                if wants[name] and kinds[name][1].type == "cpu":
+                if wants[name] and item[name].device.type == "cpu":
                     goes_to_cpu = True
             kernels, _ = ctx.items[number]
             return kernels.backward(
-                ctx.tapes[number]._replace(record=to_array(record)),
-                to_array(logits),
+                ctx.tapes[number]._replace(record=to_array(records[number])),
+                to_array(item["logits"]),
                 to_array(grads[number]),
                 wants_theta=wants["theta"],
                 wants_image=wants["image"],
                 stays=not goes_to_cpu,
             )
 
-        gradients = of_each(run, len(grads), ctx.num_at_once)
+        jobs = [functools.partial(run, number) for number in range(len(grads))]
         values: list[Any] = []
-        for item in gradients:
-            values += [getattr(item, name) for name in GRADIENTS]
-        tensors: list[Tensor | None] = []
-        for value, is_needed, kind in zip(values, needed, ctx.kinds, strict=True):
-            tensor = None
-            if is_needed:
-                dtype, device = kind
-                tensor = torch.as_tensor(to_own_tensor(value), dtype=dtype, device=device)
-            tensors.append(tensor)
-        return None, None, *tensors
+        for gradients in run_all(jobs, ctx.num_at_once):
+            values += [getattr(gradients, name) for name in GRADIENTS]
+        results: list[Tensor | None] = []
+        for value, is_needed, tensor in zip(values, needed, tensors, strict=True):
+            result = None
+            if is_needed:  # A gradient has the type and the device of its tensor.
+                own = to_own_tensor(value)
+                result = torch.as_tensor(own, dtype=tensor.dtype, device=tensor.device)
+            results.append(result)
+        return None, None, *results
 
 
 def _by_item(values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -126,17 +122,6 @@ def _by_item(values: Sequence[Any]) -> list[dict[str, Any]]:
     for start in range(0, len(values), size):
         items.append(dict(zip(GRADIENTS, values[start : start + size], strict=True)))
     return items
-
-
-def of_each(function: Callable[[int], _R], num_items: int, num_at_once: int) -> list[_R]:
-    """Return `function(number)` of each item, in order, computed side by side."""
-    results: dict[int, _R] = {}
-
-    def run(number: int) -> None:
-        results[number] = function(number)
-
-    run_all([functools.partial(run, number) for number in range(num_items)], num_at_once)
-    return [results[number] for number in range(num_items)]
 
 
 def to_array(tensor: Tensor) -> Any:

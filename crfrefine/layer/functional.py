@@ -6,6 +6,7 @@ The image must be normalized already; `CrfRnn` does that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base import notices
-from crfrefine.base.limits import check_threads
+from crfrefine.base.limits import check_threads, run_all
 from crfrefine.engines.base import Backend, GridImage, Kernels, RunContext
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
-from crfrefine.layer.autograd import MeanField, of_each, outside_graphs, to_array
+from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
 from crfrefine.layer.crf_model import (
     HOST,
     CrfModel,
@@ -140,7 +141,8 @@ def refine_batch(
     if kernels is None:
         image = image.to(dtype)
         if not is_checked:
-            inputs.check_values(image, logits, masks)
+            inputs.check_finite(image)
+            inputs.check_logits(logits, masks)
         for index, inside in enumerate(masks):
             present = labels_taking_part(logits[index], inside, model)
             labels[index] = SomeLabels.of(present, logits.device)
@@ -262,11 +264,10 @@ def _build(
     if engine.name.startswith("torch"):
         device = HOST
 
-    def build(index: int) -> Kernels:
-        values = to_array(items[index].to(device, dtype, copy=copy))
-        inside = masks[index]
+    def build(item: Tensor, inside: Tensor | None, steps: Sequence[float]) -> Kernels:
+        values = to_array(item.to(device, dtype, copy=copy))
         mask = None if inside is None else inside.cpu().numpy()
-        grid = GridImage(values, mask, distances[index])
-        return engine.kernels(grid, spec, context)
+        return engine.kernels(GridImage(values, mask, steps), spec, context)
 
-    return of_each(build, len(image), num_at_once)
+    jobs = [partial(build, *arguments) for arguments in zip(items, masks, distances, strict=True)]
+    return run_all(jobs, num_at_once)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,8 @@ def gaussian_filter(
         sent = sent.index_select(2, places)
         points = points.index_select(2, places)
         grid = (points.shape[2],)
-    _check_finite({"values": sent, "features": points})
+    _check_finite("values", sent)
+    _check_finite("features", points)
 
     method = choose_method(method, points.shape[2], points.shape[1])
     items = []
@@ -139,7 +140,7 @@ class TensorPoints:
             self._places = _places_inside(mask, tuple(features.shape[1:]), features.device)
         points = self._inside(features)
         self.num_points = points.shape[1]
-        _check_finite({"features": points})
+        _check_finite("features", points)
         method = choose_method(method, self.num_points, len(points))
         # A copy: the kernel is that of the features as they are now.
         self._built_for = points.detach().clone()
@@ -156,7 +157,7 @@ class TensorPoints:
         if not is_tensor:
             values = torch.from_numpy(np.array(values, np.float32, order="C"))
         sent = self._inside(values.to(self._features.device))
-        _check_finite({"values": sent})
+        _check_finite("values", sent)
         kernel = self._filter
         if self._features.requires_grad and torch.is_grad_enabled():
             # Gradients go to the caller's tensor; its values may have changed.
@@ -220,36 +221,26 @@ def _check_kind(name: str, tensor: Any) -> None:
     )
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError if a number is not finite, or too large for the engine.
-
-    The host waits once for a GPU.
-    """
-    limits = {}
-    tests = []
-    name = ""
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Raise InputError if a number is not finite, or too large for the engine."""
+    if not tensor.numel():
+        return
+    limit = torch.finfo(tensor.dtype).max
+    if tensor.dtype == torch.float32:
+        limit = MAX_VALUE
     try:
-        for name, tensor in tensors.items():
-            if not tensor.numel():
-                continue
-            limits[name] = torch.finfo(tensor.dtype).max
-            if tensor.dtype == torch.float32:
-                limits[name] = MAX_VALUE
-            ends = torch.stack(tensor.detach().aminmax())
-            tests.append(ends.abs().max() <= limits[name])
-        name = next(iter(tensors))
-        are_finite = torch.stack(tests).tolist() if tests else []
+        ends = torch.stack(tensor.detach().aminmax())
+        is_usable = bool(ends.abs().max() <= limit)
     except RuntimeError as error:
         # An error of a GPU, perhaps of earlier work; tensors under vmap hold no numbers to read.
-        is_under_vmap = torch._C._functorch.is_batchedtensor(tensors[name])
-        if tensors[name].device.type == "cuda" and not is_under_vmap:
+        is_under_vmap = torch._C._functorch.is_batchedtensor(tensor)
+        if tensor.device.type == "cuda" and not is_under_vmap:
             raise
         raise InputError(
             f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
         ) from error
-    for (name, limit), is_finite in zip(limits.items(), are_finite, strict=True):
-        if not is_finite:
-            raise InputError(
-                f"{name}: expected finite numbers up to {limit:.0e}, found NaN, infinity or "
-                "larger; has the training diverged?"
-            )
+    if not is_usable:
+        raise InputError(
+            f"{name}: expected finite numbers up to {limit:.0e}, found NaN, infinity or "
+            "larger; has the training diverged?"
+        )

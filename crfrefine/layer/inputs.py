@@ -202,11 +202,10 @@ def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> tuple[bool, bool,
         Whether images are finite, and logits neither NaN nor +infinity; whether there are ties;
         and where all labels have the same logit, (B, *grid).
     """
-    values = logits.detach()
-    ties = values[:, 1] == values[:, 0]
-    # This takes one channel at a time, to avoid (B, L, *grid) booleans.
-    for label in range(2, values.shape[1]):
-        ties &= values[:, label] == values[:, 0]
+    first, *others = logits.detach().unbind(1)
+    ties = torch.ones_like(first, dtype=torch.bool)
+    for channel in others:  # One at a time, to avoid (B, L, *grid) booleans.
+        ties &= channel == first
     answers = [ties.any(), _are_usable(logits), *map(_is_finite, images)]
     has_ties, *are_usable = torch.stack(answers).tolist()
     return all(are_usable), has_ties, ties
@@ -224,9 +223,6 @@ def without_padding(
     values = logits.detach()
     grid = logits.shape[2:]
     padding = _padding_among(ties, values)
-    if not padding.any():
-        return logits, mask
-
     inside = torch.ones_like(padding)
     for item, item_mask in zip(inside, masks_by_item(mask, len(logits), grid), strict=True):
         if item_mask is not None:
@@ -260,8 +256,6 @@ def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
     """Return which of the ties (B, *grid) are padding, as the CPU judges by their shapes."""
     padding = torch.zeros_like(ties)
     for index, item in enumerate(ties):
-        if not item.any():
-            continue
         common = logits[index, 0].to(compute_dtype(logits)).resolve_neg().cpu().numpy()
         found = padding_among(item.cpu().numpy(), common, logits.shape[1])
         if found is not None:
@@ -295,7 +289,7 @@ def _are_usable(logits: Tensor) -> Tensor:
 
 def _is_finite(image: Tensor) -> Tensor:
     """Return whether an image contains neither NaN nor infinity, without waiting for a GPU."""
-    if not image.is_floating_point() or not image.numel():
+    if not image.is_floating_point():
         return torch.ones((), dtype=torch.bool, device=image.device)
     return torch.stack(image.detach().aminmax()).isfinite().all()
 
@@ -312,13 +306,6 @@ def check_finite(image: Tensor) -> None:
                     f"image: modality {modality} of batch item {index} has {count} values that are "
                     "not finite (NaN or infinity)"
                 )
-
-
-def check_values(image: Tensor, logits: Tensor, masks: Sequence[Tensor | None]) -> None:
-    """Raise the errors of `check_finite` and `check_logits`; the host waits once for a GPU."""
-    if not _are_usable(logits) & _is_finite(image):
-        check_finite(image)
-        check_logits(logits, masks)
 
 
 def stack_items(items: Sequence[Tensor]) -> Tensor:
