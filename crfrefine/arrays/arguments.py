@@ -333,35 +333,30 @@ def open_arguments(
     image = opened.get("image")
     if isinstance(logits, _NibabelImage) and isinstance(image, _NibabelImage):
         logits.move_channels(image)
-    first: _LibraryImage | None = None
-    for other in opened.values():
-        if first is None:
-            first = other
-            continue
-        if other.library != first.library:
-            raise InputError(
-                f"{first.name} is an image of {first.library} and {other.name} one of "
-                f"{other.library}; the axes of their arrays are in opposite order: give images of "
-                "one library"
-            )
-        if not same_grid(first.shape, first.affine, other.shape, other.affine):
-            raise GridMismatchError(
-                f"{first.name} and {other.name} are on different grids: {first.grid} and "
-                f"{other.grid}, or elsewhere in the world; resample one of them, as "
-                "`crfrefine infer --resample` does"
-            )
-    if first is not None and spacing is not None:
-        steps = given_spacing(spacing, len(first.spacing))
-        if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
-            raise InputError(
-                f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or "
-                "give arrays"
-            )
-    elif first is not None:
-        spacing = first.spacing
-    arrays = {}
-    for name, value in given.items():
-        if name in opened:
-            value = opened[name].values
-        arrays[name] = given_array(value, name)
-    return arrays, spacing
+    if opened:
+        first, *others = opened.values()
+        for other in others:
+            if other.library != first.library:
+                raise InputError(
+                    f"{first.name} is an image of {first.library} and {other.name} one of "
+                    f"{other.library}; the axes of their arrays are in opposite order: give images "
+                    "of one library"
+                )
+            if not same_grid(first.shape, first.affine, other.shape, other.affine):
+                raise GridMismatchError(
+                    f"{first.name} and {other.name} are on different grids: {first.grid} and "
+                    f"{other.grid}, or elsewhere in the world; resample one of them, as "
+                    "`crfrefine infer --resample` does"
+                )
+        if spacing is None:
+            spacing = first.spacing
+        else:
+            steps = given_spacing(spacing, len(first.spacing))
+            if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
+                raise InputError(
+                    f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing "
+                    "out, or give arrays"
+                )
+    for name, opened_image in opened.items():
+        given[name] = opened_image.values
+    return {name: given_array(value, name) for name, value in given.items()}, spacing

@@ -47,13 +47,13 @@ def decide_channel(
     highest = float(values.max())
     is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
     said = kind if input_type == "auto" else input_type
-    if said == "logits" and is_inside:
-        raise InputError(
-            f"{path}: one channel, expected log-odds of label 1, found values that all lie in "
-            "[0, 1], as probabilities do\n"
-            f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
-        )
     if said == "logits":
+        if is_inside:
+            raise InputError(
+                f"{path}: one channel, expected log-odds of label 1, found values that all lie in "
+                "[0, 1], as probabilities do\n"
+                f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
+            )
         is_whole = not np.mod(values, 1).any()
         if lowest >= 0 and (is_whole or input_type != "logits"):
             raise InputError(

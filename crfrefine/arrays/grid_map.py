@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations, product
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.base.geometry import GRID_TOLERANCE
+from crfrefine.base.geometry import GRID_TOLERANCE, nearest_axes
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64, Indices
@@ -42,14 +42,8 @@ class GridMap:
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:
         """The axis of the source that is parallel to each axis; None if axes are oblique."""
-        sizes = np.abs(self.matrix)
-
-        def alignment(source_axes: tuple[int, ...]) -> float:
-            return float(sum(sizes[source, axis] for axis, source in enumerate(source_axes)))
-
-        # All six orders are compared: the largest entries of two columns could be in one row.
-        order = max(permutations(range(3)), key=alignment)
-        drift = sizes * (np.array(self.shape) - 1)
+        order = nearest_axes(self.matrix)
+        drift = np.abs(self.matrix) * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):
             drift[source, axis] = 0.0
         if drift.sum(axis=1).max() <= TILT_TOLERANCE:

@@ -124,9 +124,10 @@ def count_fill(ordered: Any, percentiles: Range, offset: float = 0.0) -> int:
 def has_many_digits(dtype: Any) -> bool:
     """Return whether a type of numpy or PyTorch has more digits than float32.
 
-    Such values keep their texture on a large offset only if it is subtracted in float64.
+    Such values keep their texture on a large offset only if it is subtracted in float64. A float32
+    of the other byte order is ">f4".
     """
-    return dtype.itemsize >= 4 and not str(dtype).endswith("float32")
+    return dtype.itemsize >= 4 and not str(dtype).endswith(("float32", ">f4"))
 
 
 def normalize_intensity(
@@ -152,7 +153,7 @@ def normalize_intensity(
     image = np.asarray(image)
     rules = rules_of(parameters, len(image))
     part = image if box is None else image[(slice(None), *box)]
-    has_digits_to_lose = len(image) and has_many_digits(image.dtype.newbyteorder("="))
+    has_digits_to_lose = len(image) and has_many_digits(image.dtype)
     if all(kind == "none" for kind, _ in rules) and not has_digits_to_lose:
         return part.astype(np.float32, order="K", copy=False)
 
@@ -222,7 +223,7 @@ def _fit_modality(source: Array, kind: str, numbers: Range, mask: Bool | None) -
         low, high = numbers
         return IntensityMap(low, 1.0 / (high - low), clip=True)
 
-    may_lose_digits = has_many_digits(source.dtype.newbyteorder("="))
+    may_lose_digits = has_many_digits(source.dtype)
     if kind == "none" and not may_lose_digits:
         return IntensityMap()
     # The offset is that of voxels inside the mask, as the outside must not matter.

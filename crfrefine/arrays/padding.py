@@ -104,10 +104,10 @@ def notes_on_padding(
 ) -> Notes:
     """Return notes on the padding in a mask, both (*grid): around the field of view, and holes."""
     holes, num_holes = find_holes(padding)
+    inside = padding if mask is None else padding & mask
     notes: Notes = ()
-    num_in_holes = count_inside(holes if mask is None else holes & mask, holes.shape)
-    num_around = count_inside(padding if mask is None else padding & mask, padding.shape)
-    num_around -= num_in_holes
+    num_in_holes = int(np.count_nonzero(holes & inside))
+    num_around = int(np.count_nonzero(inside)) - num_in_holes
     if num_around:
         notes += (note_on_padding(num_around, padding.size, are_regions=are_regions),)
     if num_in_holes:
@@ -157,11 +157,9 @@ def find_holes(padding: Bool) -> tuple[Bool, int]:
             is_around[parts.take(0, axis)] = True
         if along.stop < extent:
             is_around[parts.take(-1, axis)] = True
-    num_voxels = np.bincount(parts.ravel(), minlength=count + 1)
     for number, part in enumerate(ndimage.find_objects(parts), start=1):
-        sides = [along.stop - along.start for along in part]
-        is_block = num_voxels[number] == math.prod(sides)
-        if is_block and np.greater_equal(sides, np.minimum(HOLE, parts.shape)).all():
+        is_part = parts[part] == number
+        if is_part.all() and np.greater_equal(is_part.shape, np.minimum(HOLE, parts.shape)).all():
             is_around[number] = False
     holes[box] = ~is_around[parts]
     return holes, int(np.count_nonzero(~is_around))
@@ -268,29 +266,22 @@ def _blocks(mask: Bool, sides: list[int]) -> Bool:
     """Return the union of all blocks in the mask that have `sides` voxels along the axes."""
     if (np.array(mask.shape) < sides).any():
         return np.zeros(mask.shape, np.bool_)
-    starts = mask
-    for axis, side in enumerate(sides):
-        starts = _eroded(starts, axis, side)
-        if not starts.any():
-            return np.zeros(mask.shape, np.bool_)
-    # A voxel is in no block if none of its possible rows begins.
-    others = ~starts
-    for axis, side in enumerate(sides):
-        widths = [(0, 0)] * mask.ndim
-        widths[axis] = (side - 1, side - 1)
-        others = _eroded(np.pad(others, widths, constant_values=True), axis, side)
-    return ~others
+    starts = _eroded(mask, sides)
+    if not starts.any():
+        return np.zeros(mask.shape, np.bool_)
+    # A voxel is in no block if none begins where a block that holds it would.
+    widths = [(side - 1, side - 1) for side in sides]
+    return ~_eroded(np.pad(~starts, widths, constant_values=True), sides)
 
 
-def _eroded(mask: Bool, axis: int, side: int) -> Bool:
-    """Return where rows of `side` voxels along an axis begin, (..., extent - side + 1, ...)."""
-    before = [slice(None)] * mask.ndim
-    behind = [slice(None)] * mask.ndim
-    length = 1
-    while length < side:
-        step = min(length, side - length)
-        before[axis] = slice(None, -step)
-        behind[axis] = slice(step, None)
-        mask = mask[tuple(before)] & mask[tuple(behind)]
-        length += step
+def _eroded(mask: Bool, sides: list[int]) -> Bool:
+    """Return where blocks of `sides` voxels begin, (extent - side + 1, ...)."""
+    for axis, side in enumerate(sides):
+        planes = np.moveaxis(mask, axis, 0)
+        length = 1
+        while length < side:  # Each step about doubles the length.
+            step = min(length, side - length)
+            planes = planes[:-step] & planes[step:]
+            length += step
+        mask = np.moveaxis(planes, 0, axis)
     return mask

@@ -189,12 +189,9 @@ def _labels_by_name(regions: Any) -> list[tuple[str, tuple[int, ...]]]:
 
     Raises ConfigError for anything but names and numbers of labels.
     """
-    if isinstance(regions, Mapping):
-        pairs = list(regions.items())
-    elif isinstance(regions, Iterable):
-        pairs = list(regions)
-    else:
-        pairs = [regions]
+    pairs = regions.items() if isinstance(regions, Mapping) else regions
+    if not isinstance(pairs, Iterable):
+        pairs = [pairs]
     found = []
     for pair in pairs:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2
@@ -316,15 +313,13 @@ def resolve_regions(
 
     kernels = dataclasses.replace(together.kernels, num_labels=2)
     potts = parameters.compatibility.penalties(2, np.float32)
+    biases = together.mean_field.bias
     runs = []
     for region in range(num_regions):
         weights = together.mean_field.weights[:, [region, region]]
         bias = None
-        of_region = 0.0
-        if together.mean_field.bias is not None:
-            of_region = together.mean_field.bias[region]
-        if of_region != 0.0:
-            bias = np.array([0.0, of_region], np.float32)
+        if biases is not None and biases[region] != 0.0:
+            bias = np.array([0.0, biases[region]], np.float32)
         run = dataclasses.replace(
             together.mean_field, weights=weights, compatibility=potts, bias=bias
         )

@@ -84,7 +84,7 @@ class Interpolation:
             source_box[axis] = _span(first, last)
         values = read(tuple(source_box)).transpose(self.axes)
 
-        for number, later_axes in ((2, ()), (1, (1,)), (0, (1, 1))):
+        for number in (2, 1, 0):
             samples, weights = self.taps[number]
             part = box[number]
             first = source_box[self.axes[number]].start
@@ -96,7 +96,7 @@ class Interpolation:
                     continue
                 term = values.take(sample, axis=number)
                 if (weight != 1).any():
-                    term *= weight.reshape(-1, *later_axes)
+                    term *= weight.reshape(-1, *(1,) * (2 - number))
                 if total is None:
                     total = term
                 else:
@@ -166,13 +166,6 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
         samples = tuple(nearest_sample(positions, last).T)
         target[plane, y, x] = stored[samples]
     return target
-
-
-def count_outside(grid_map: GridMap, values: NDArray[Number]) -> int:
-    """Return how many voxels of the grid, ([z,] y, x), that are not 0 lie outside the source."""
-    planes = values.reshape(grid_map.shape)
-    outside = (plane[~grid_map.inside(z)] for z, plane in enumerate(planes))
-    return sum(int(np.count_nonzero(part)) for part in outside)
 
 
 def resample_logits(

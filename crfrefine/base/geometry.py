@@ -75,16 +75,21 @@ def _directions(affine: Float64) -> Float64:
 def orientation_codes(affine: Float64, num_axes: int = 3) -> str:
     """Return the nearest world direction of each voxel axis, such as "RAS"; no two share one."""
     rotation = _directions(affine)
-
-    def alignment(world_axes: tuple[int, ...]) -> float:
-        return float(np.abs(rotation[world_axes, range(3)]).sum())
-
-    nearest = max(permutations(range(3)), key=alignment)
     codes = ""
-    for axis, world in enumerate(nearest[:num_axes]):
+    for axis, world in enumerate(nearest_axes(rotation)[:num_axes]):
         is_positive = rotation[world, axis] > 0
         codes += WORLD_AXES[world][int(is_positive)]
     return codes
+
+
+def nearest_axes(matrix: Float64) -> tuple[int, ...]:
+    """Return the row of each column of (3, 3), no two the same, with large entries in all."""
+
+    # All six orders are compared: the largest entries of two columns could be in one row.
+    def alignment(rows: tuple[int, ...]) -> float:
+        return float(np.abs(matrix[rows, range(3)]).sum())
+
+    return max(permutations(range(3)), key=alignment)
 
 
 def has_clear_orientation(affine: Float64) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, map_grid
-from crfrefine.arrays.resampling import count_outside, nearest, resample_logits
+from crfrefine.arrays.resampling import nearest, resample_logits
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import SMALL, require_memory
 from crfrefine.base.notes import Note, NoteKind
@@ -96,7 +96,8 @@ class WorkGrid:
             takes = verb_for(what, "takes", "take")
             message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
             require_memory(size, message)
-        num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
+        own_map = WorkGrid(other).map_to(self.header)
+        num_left_out = np.count_nonzero(values.reshape(own_map.shape)[~own_map.all_inside()])
         if num_left_out:
             notes.append(
                 NoteKind.CUT_OFF(
