@@ -51,38 +51,34 @@ class GridMap:
         return None
 
     @cached_property
-    def positions(self) -> tuple[Float64, ...]:
-        """Along each axis, the voxels' indices on the parallel axis of the source."""
+    def _positions(self) -> list[tuple[Float64, int]]:
+        """Along each axis, the voxels' indices on the parallel axis of the source, and its size."""
         assert self.source_axes is not None
         positions = []
         for axis, source in enumerate(self.source_axes):
             step = self.matrix[source, axis]
-            positions.append(step * np.arange(self.shape[axis]) + self.offset[source])
-        return tuple(positions)
+            along = step * np.arange(self.shape[axis]) + self.offset[source]
+            positions.append((along, self.source_shape[source]))
+        return positions
 
     @cached_property
     def inside_along(self) -> tuple[Bool, ...]:
         """Along each axis, which voxels are within half a voxel of the source's parallel axis."""
-        assert self.source_axes is not None
-        sizes = [self.source_shape[source] for source in self.source_axes]
-        return tuple(map(_is_inside, self.positions, sizes))
+        return tuple(_is_inside(along, size) for along, size in self._positions)
 
     @property
     def nearest_along(self) -> tuple[Indices, ...]:
         """Along each axis, the index of the nearest sample; of two equally near, the larger."""
-        assert self.source_axes is not None
-        last = [self.source_shape[source] - 1 for source in self.source_axes]
-        return tuple(map(nearest_sample, self.positions, last))
+        return tuple(nearest_sample(along, size - 1) for along, size in self._positions)
 
     def taps_along(self, *, is_cubic: bool) -> list[Taps]:
         """Return the samples and weights of each value along each axis.
 
         Beyond the edge, the outermost samples count.
         """
-        assert self.source_axes is not None
         taps: list[Taps] = []
-        for source, positions in zip(self.source_axes, self.positions, strict=True):
-            last = self.source_shape[source] - 1
+        for positions, size in self._positions:
+            last = size - 1
             clipped = np.clip(positions, 0, last)
             below = np.floor(clipped).astype(np.intp)
             below = np.minimum(below, max(last - 1, 0))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import bounding_box, dilated, grown
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.errors import InputError
 
@@ -156,25 +156,13 @@ def are_zero_outside_a_body(is_zero: Bool) -> bool:
     zeros = is_zero[box]
     if np.count_nonzero(zeros) < _SHARE_IN_BOX * zeros.size:
         return False
-    inside = ~zeros
+    # The outside of the box is 0, too, unless the grid ends there.
+    steps = np.eye(zeros.ndim, dtype=int)[np.greater(zeros.shape, 1)]
+    zeros = is_zero[grown(box, (1,) * zeros.ndim, is_zero.shape)]
     num_sides = np.zeros(zeros.shape, np.uint8)
-    num_axes = 0
-    for axis, extent in enumerate(zeros.shape):
-        if extent == 1:
-            continue
-        num_axes += 1
-        along = np.moveaxis(zeros, axis, 0)
-        has_side = np.zeros(zeros.shape, np.bool_)
-        sides = np.moveaxis(has_side, axis, 0)
-        sides[1:] |= along[:-1]
-        sides[:-1] |= along[1:]
-        # The outside of the box is 0, too, unless the grid ends there.
-        if box[axis].start > 0:
-            sides[0] = True
-        if box[axis].stop < is_zero.shape[axis]:
-            sides[-1] = True
-        num_sides += has_side & inside
-    num_corners = int(np.count_nonzero(num_sides == num_axes))
+    for step in steps.tolist():
+        num_sides += dilated(zeros, step) & ~zeros
+    num_corners = int(np.count_nonzero(num_sides == len(steps)))
     num_at_border = int(np.count_nonzero(num_sides))
     return num_corners >= max(_MIN_CORNERS, _SHARE_OF_CORNERS * num_at_border)
 
