@@ -68,12 +68,16 @@ class AxesCheck:
         stop = start + values.shape[1] * self._plane
         inside = np.nonzero((self._places >= start) & (self._places < stop))
         places = self._places[inside] - start
+        largest = self._largest[inside]
+        channels = self._channels[inside]
         for channel, plane in enumerate(values, start=first_channel):
             found = plane.reshape(-1)[places]
-            is_larger = found > self._largest[inside]
-            self._largest[inside] = np.where(is_larger, found, self._largest[inside])
-            self._channels[inside] = np.where(is_larger, channel, self._channels[inside])
-            self._num_channels = max(self._num_channels, channel + 1)
+            is_larger = found > largest
+            largest[is_larger] = found[is_larger]
+            channels[is_larger] = channel
+        self._largest[inside] = largest
+        self._channels[inside] = channels
+        self._num_channels = max(self._num_channels, first_channel + len(values))
 
     def shares(self, *, are_regions: bool = False, kind: str | None = None) -> Float64:
         """Return the share of picked voxels that agree in each of `turns`, all labels alike.

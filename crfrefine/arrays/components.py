@@ -58,10 +58,10 @@ def clean(
     """
     lengths = [len(values) for values in parameters.label_lists.values()]
     num_labels = max([int(label_map.max(initial=0)) + 1, *lengths])
-    parameters.spread({"label": num_labels})  # checks the lengths
+    rules = parameters.spread({"label": num_labels})
     # Entry 0 of these is about all foreground labels together.
-    keeps_largest = _by_label(parameters.keep_largest, num_labels)
-    fills_holes = _by_label(parameters.fill_holes, num_labels)
+    keeps_largest = _by_label(rules["keep_largest"])
+    fills_holes = _by_label(rules["fill_holes"])
     sizes = parameters.min_component_ml
     # A single size is about the components that keep_largest is about.
     if not isinstance(sizes, tuple):
@@ -91,11 +91,10 @@ def clean(
     return Cleaned(result, removed, filled, lost)
 
 
-def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
+def _by_label(words: Sequence[str]) -> list[bool]:
     """Return whether the rule is on for all foreground together, and for each label from 1 on."""
-    if isinstance(words, str):
-        return (words == "foreground", *(words == "each",) * (num_labels - 1))
-    return tuple(word != "none" for word in words)
+    first, *others = words
+    return [first == "foreground", *(word == "each" for word in others)]
 
 
 def _remove_components(

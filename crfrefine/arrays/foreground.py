@@ -88,13 +88,9 @@ def fill_background_of_channel(values: Float32, kind: str) -> None:
 
 def fill_background(values: Float32, sums: Float32) -> None:
     """Fill channel 0 with 1 minus the sum of the others; where that exceeds 1, divide by it."""
-    np.subtract(np.float32(1.0), sums, out=values[0])
-    if not (sums > 1).any():
-        return
-    np.maximum(values[0], np.float32(0.0), out=values[0])
-    divisors = np.maximum(sums, np.float32(1.0))
-    for channel in values[1:]:
-        channel /= divisors
+    np.subtract(1, np.minimum(sums, 1), out=values[0])
+    if (sums > 1).any():
+        values[1:] /= np.maximum(sums, 1)
 
 
 class ForegroundSums:

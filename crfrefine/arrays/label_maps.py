@@ -283,19 +283,6 @@ def map_labels(labels: Labels, mapping: Mapping[int, int]) -> tuple[Labels, tupl
     return renumber(labels, table), found
 
 
-def expand_channels(
-    values: Float32, channels: Sequence[int], num_labels: int, absent: float
-) -> Float32:
-    """Return (num_labels, *grid) values from those of some labels, `channels`; others get `absent`.
-
-    The grid's axes have the same order in memory as those of the values.
-    """
-    expanded = np.full_like(values, absent, shape=(num_labels, *values.shape[1:]))
-    for channel, label in zip(values, channels, strict=True):
-        expanded[label] = channel
-    return expanded
-
-
 # Standard deviation of the Gaussian that makes shares of labels, in voxels of the network.
 SIGMA = 0.5
 MIN_SHARE = 1e-3  # smaller shares count as this share

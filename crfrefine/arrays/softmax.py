@@ -82,12 +82,10 @@ def clip_overshoot(probabilities: Float32) -> None:
     if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:
         return
     ties = find_ties(probabilities)
-    kept = None if ties is None else probabilities[:, ties]
-    np.clip(probabilities, 0.0, 1.0, out=probabilities)
+    others: Any = True if ties is None else ~ties
+    np.clip(probabilities, 0.0, 1.0, out=probabilities, where=others)
     sums = probabilities.sum(axis=0)
-    np.divide(probabilities, sums, out=probabilities, where=sums > 0)
-    if ties is not None:
-        probabilities[:, ties] = kept
+    np.divide(probabilities, sums, out=probabilities, where=others & (sums > 0))
 
 
 def take_logarithms(probabilities: Float32) -> None:

@@ -308,8 +308,8 @@ def check_finite(image: Tensor) -> None:
                 )
 
 
-def stack_items(items: Sequence[Tensor]) -> Tensor:
+def stack_items(items: list[Tensor]) -> Tensor:
     """Return the batch of items; a single item is not copied, as `torch.stack` would."""
     if len(items) == 1:
         return items[0].unsqueeze(0)
-    return torch.stack(list(items))
+    return torch.stack(items)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import expand_channels
 from crfrefine.arrays.padding import write_background
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.array_types import Array
@@ -94,7 +93,10 @@ def measure_methods(
         marginals = refined.marginals
         if refined.regions is None and len(marginals) < refined.num_labels:
             # A label without a channel, which no voxel has, gets 0.
-            marginals = expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
+            shape = (refined.num_labels, *marginals.shape[1:])
+            of_all_labels = np.zeros_like(marginals, shape=shape)
+            of_all_labels[list(refined.channel_labels)] = marginals
+            marginals = of_all_labels
         trained_calibration = measure_probabilities(case, marginals)
         del marginals
 
