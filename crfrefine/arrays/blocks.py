@@ -200,7 +200,7 @@ def find_network_spacing(
         if (labels == labels.flat[0]).all():
             note = NoteKind.SINGLE_LABEL()
         else:  # In a mixed folder, some images are as coarse as the network.
-            note = NoteKind.NO_BLOCKS(spacing=_by(np.asarray(spacing)))
+            note = NoteKind.NO_BLOCKS(spacing=_by(spacing))
         return tuple(spacing), note
     network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
     if is_auto:

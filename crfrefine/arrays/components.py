@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Integers, Labels
+from crfrefine.base.array_types import Array, Bool, Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted, listed, shorten_value
@@ -119,7 +119,9 @@ def _remove_components(
         # A component of exactly the smallest size stays, however spacing and division were rounded.
         keep = sizes >= min_voxels[label] * (1.0 - 1e-6)
         if keeps_largest[label] and count:
-            keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
+            # Components are numbered by their first voxel in C order of the axes, whatever the
+            # order in memory: of equally large ones the first counts.
+            keep &= np.arange(len(sizes)) == 1 + sizes[1:].argmax()
         keep[0] = True  # Number 0 is not a component.
         if not keep.all():
             part[~keep[components]] = 0
@@ -142,22 +144,9 @@ def label_components(mask: Bool, axes_of_step: int | None = None) -> tuple[NDArr
 
 def largest_component(mask: Bool) -> Bool:
     """Return the largest component of a mask; of equally large ones the first in C order."""
-    largest = np.zeros(mask.shape, dtype=bool)
-    box = bounding_box(mask)
-    if box is not None:
-        components, _ = label_components(mask[box])
-        sizes = np.bincount(components.ravel())
-        largest[box] = components == _number_of_largest(sizes)
-    return largest
-
-
-def _number_of_largest(sizes: Integers) -> int:
-    """Return the number of the largest component; `sizes` begins with that of number 0, outside.
-
-    Components are numbered by their first voxel in C order of the axes, whatever the order in
-    memory: of equally large ones the first counts.
-    """
-    return 1 + int(sizes[1:].argmax())
+    largest = mask.astype(np.uint8)
+    _remove_components(largest, (True, False), (0.0, 0.0))
+    return largest.view(np.bool_)
 
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:

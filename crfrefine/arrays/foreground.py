@@ -160,7 +160,7 @@ class ForegroundSums:
             max_sum = 1 + TOLD_SUM_TOLERANCE
         highest = float(self.sums.max())
         if highest > max_sum:
-            voxel = voxel_at(int(self.sums.argmax()), self.sums.shape)
+            voxel = voxel_at(self.sums.argmax(), self.sums.shape)
             raise InputError(
                 f"{self._name}: --add-background: the probabilities of the given labels sum to "
                 f"{highest:.6g} at {voxel}, expected at most {max_sum}\n"

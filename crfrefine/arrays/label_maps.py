@@ -223,7 +223,7 @@ def labels_of_one_hot(
     if not is_labeled.any():
         return None
     if not is_labeled.all():
-        num_unlabeled = is_labeled.size - int(np.count_nonzero(is_labeled))
+        num_unlabeled = is_labeled.size - np.count_nonzero(is_labeled)
         raise InputError(
             f"{path}: the background seems to be missing: the channels are 1 for the label of a "
             f"voxel and else 0, but {num_unlabeled} of {is_labeled.size} voxels have no label. "

@@ -40,7 +40,7 @@ def leave_out_nan(
         where = " of the mask"
     also = "" if uncovered is None else ", or outside the grid of a modality"
 
-    num_left_out = num_voxels - int(np.count_nonzero(inside))
+    num_left_out = num_voxels - np.count_nonzero(inside)
     if num_left_out > MAX_SHARE * num_voxels:
         raise InputError(
             f"{name}: {num_left_out} of {num_voxels} voxels{where} are NaN{also}; expected "

@@ -24,7 +24,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import bounding_box, count_inside
 from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.notes import Note, NoteKind, Notes
+from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import InputError
 
@@ -40,18 +40,25 @@ MAX_SHARE = 0.999  # largest share of padding in the mask
 ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small organ in a large scan
 
 
-def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
-    """Return (*grid), True where logits or log-odds (L, *grid) are padding; or None."""
-    ties = find_ties(channels, are_regions=are_regions)
+# The common text of notes on padding.
+EQUAL_LOGITS = "logits are equal for all labels"
+
+
+def find_padding(
+    channels: Array,
+    ties: Bool | None = None,
+    *,
+    are_regions: bool = False,
+    is_probability: bool = False,
+) -> Bool | None:
+    """Return (*grid), True where logits, probabilities or log-odds (L, *grid) are padding; or None.
+
+    `ties` are those of `find_ties`; None means that they are not known.
+    """
+    if ties is None:
+        ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
-    return padding_of(channels, ties, are_regions=are_regions)
-
-
-def padding_of(
-    channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
-) -> Bool | None:
-    """Return which ties of logits or probabilities (L, *grid) are padding, (*grid); or None."""
     if are_regions:  # Any tie may be a probability of one half.
         return padding_among(ties, None, len(channels))
     logits = channels[0]
@@ -105,34 +112,26 @@ def notes_on_padding(
     """Return notes on the padding in a mask, both (*grid): around the field of view, and holes."""
     holes, num_holes = find_holes(padding)
     inside = padding if mask is None else padding & mask
-    notes: Notes = ()
     num_in_holes = int(np.count_nonzero(holes & inside))
     num_around = int(np.count_nonzero(inside)) - num_in_holes
+    what = EQUAL_LOGITS
+    if are_regions:
+        what = "log-odds are 0 for all regions"
+    size = padding.size
+    notes: Notes = ()
     if num_around:
-        notes += (note_on_padding(num_around, padding.size, are_regions=are_regions),)
+        share = num_around / size
+        notes += (NoteKind.PADDING(what=what, padding=num_around, voxels=size, share=share),)
     if num_in_holes:
         note = NoteKind.HOLES(
-            what=_what_is_equal(are_regions=are_regions),
+            what=what,
             inside=num_in_holes,
-            voxels=padding.size,
-            share=num_in_holes / padding.size,
+            voxels=size,
+            share=num_in_holes / size,
             holes=num_holes,
         )
         notes += (note,)
     return notes
-
-
-def note_on_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> Note:
-    """Return a note about padding around the field of view for the user."""
-    what = _what_is_equal(are_regions=are_regions)
-    share = num_padded / num_voxels
-    return NoteKind.PADDING(what=what, padding=num_padded, voxels=num_voxels, share=share)
-
-
-def _what_is_equal(*, are_regions: bool) -> str:
-    if are_regions:
-        return "log-odds are 0 for all regions"
-    return "logits are equal for all labels"
 
 
 def find_holes(padding: Bool) -> tuple[Bool, int]:

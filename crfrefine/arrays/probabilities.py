@@ -258,18 +258,18 @@ def look_at(values: Array) -> Look:
 
     The pass ends where they can be nothing but logits.
     """
-    look = Look(np.ones(values.shape[1:], np.bool_))
+    look = Look(np.zeros(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
         equal = find_ties(values[:, planes])
-        look.is_equal[planes] = False if equal is None else equal
+        if equal is not None:
+            look.is_equal[planes] = equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
         # All labels of these planes are known now.
         is_negative = look.marks[planes] & _NEGATIVE != 0
         errors = np.abs(look.sums[planes] - 1)
         is_logit = is_negative & (errors > SUM_TOLERANCE)
-        if (is_logit & ~look.is_equal[planes]).any():
-            look.are_logits = True
+        look.are_logits |= bool((is_logit & ~look.is_equal[planes]).any())
         if look.are_logits:
             break
     return look
@@ -331,7 +331,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
 
 def _refuse_zeros(look: Look, path: Path) -> None:
     """Raise InputError for probabilities that are 0 for all labels around a body."""
-    num_zeros = int(np.count_nonzero(look.is_equal & (look.sums == 0)))
+    num_zeros = np.count_nonzero(look.is_equal & (look.sums == 0))
     raise InputError(
         f"{path}: the background seems to be missing: the labels sum to 1 at each voxel of a body, "
         f"and all of them are 0 at the {num_zeros} of {look.sums.size} voxels around it, which is "

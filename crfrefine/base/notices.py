@@ -14,8 +14,15 @@ _NO_SPACING = (
 _SKIPPED_PACKAGES = ("crfrefine", "torch", "contextlib")
 
 
-def warn(text: str) -> None:
-    """Issue a UserWarning at the first line up the stack that is not in this package or PyTorch."""
+def warn(text: str, told: set[str] | None = None) -> None:
+    """Issue a UserWarning at the first line up the stack that is not in this package or PyTorch.
+
+    It is issued once in all calls that share `told`, the warnings so far; None means each time.
+    """
+    if told is not None:
+        if text in told:
+            return
+        told.add(text)
     level = 1
     frame = sys._getframe().f_back
     while frame is not None:
@@ -29,9 +36,6 @@ def warn(text: str) -> None:
 
 def assumed_spacing(*, matters: bool, told: set[str] | None = None) -> float:
     """Return 1 mm; warn if it matters, but only once in all calls that share `told`."""
-    if told is None:
-        told = set()
-    if matters and "spacing" not in told:
-        told.add("spacing")
-        warn(_NO_SPACING)
+    if matters:
+        warn(_NO_SPACING, told)
     return 1.0

@@ -14,7 +14,6 @@ from crfrefine.arrays.padding import (
     check_share,
     find_padding,
     notes_on_padding,
-    padding_of,
     write_background,
 )
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, find_ties
@@ -215,7 +214,7 @@ def _decode(
         labels = argmax_labels(stored)
         ties = find_ties(stored)
         if unseen is None and ties is not None:
-            unseen = padding_of(stored, ties, is_probability=kind == "probabilities")
+            unseen = find_padding(stored, ties, is_probability=kind == "probabilities")
         if kind == "probabilities" and ties is not None:
             stored[:, ties] = 1.0 / len(stored)  # Ties may sum to 0, as undecided votes do not.
 

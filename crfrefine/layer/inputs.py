@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
-from crfrefine.arrays.padding import MAX_SCORE, check_share, note_on_padding, padding_among
+from crfrefine.arrays.padding import EQUAL_LOGITS, MAX_SCORE, check_share, padding_among
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
+from crfrefine.base.notes import NoteKind
 from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -243,8 +244,10 @@ def without_padding(
             )
 
     highest = max(counts)
-    if highest > _WARNED_SHARE * grid.numel():
-        note = note_on_padding(highest, grid.numel())
+    size = grid.numel()
+    share = highest / size
+    if share > _WARNED_SHARE:
+        note = NoteKind.PADDING(what=EQUAL_LOGITS, padding=highest, voxels=size, share=share)
         notices.warn(str(note.about(f"batch item {counts.index(highest)}")))
     is_huge = padding & (values[:, 0].abs() > MAX_SCORE)
     if is_huge.any():

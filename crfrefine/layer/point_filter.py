@@ -53,12 +53,11 @@ class PointFilter:
             try:
                 self._engine = inputs.engine_for(features.device)
             except BackendUnavailableError as error:
-                if "points" not in _TOLD:
-                    _TOLD.add("points")
-                    notices.warn(
-                        "gaussian_filter takes plain operations of PyTorch, which are several "
-                        f"times slower than the engine's kernels: {error}"
-                    )
+                notices.warn(
+                    "gaussian_filter takes plain operations of PyTorch, which are several times "
+                    f"slower than the engine's kernels: {error}",
+                    _TOLD,
+                )
         if self._engine is None:
             self._in_operations = tensor_kernel(features.T, method)
 

@@ -25,7 +25,7 @@ from crfrefine.arrays.label_maps import (
     occurring_channels,
 )
 from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.padding import padding_of
+from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
@@ -204,7 +204,7 @@ def _open_channels(
         notes += on_kind
     is_probability = kind == "probabilities"
     if ties is not None:
-        unseen = padding_of(values, ties, are_regions=are_regions, is_probability=is_probability)
+        unseen = find_padding(values, ties, are_regions=are_regions, is_probability=is_probability)
     if unseen is not None and largest / parameters.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.

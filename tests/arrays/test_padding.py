@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from crfrefine.arrays.padding import find_holes, find_padding, padding_of
+from crfrefine.arrays.padding import find_holes, find_padding
 from crfrefine.arrays.probabilities import find_ties
 
 SHAPE = (23, 31, 27)
@@ -25,10 +25,7 @@ def assert_padding(logits, expected, **options):
     for axes in itertools.permutations(range(expected.ndim)):
         view = logits.transpose(0, *(axis + 1 for axis in axes))
         for given in (view, np.ascontiguousarray(view)):
-            found = None
-            ties = find_ties(given, are_regions=options.get("are_regions", False))
-            if ties is not None:
-                found = padding_of(given, ties, **options)
+            found = find_padding(given, **options)
             if found is None:
                 found = np.zeros(given.shape[1:], bool)
             np.testing.assert_array_equal(found, expected.transpose(axes))
