@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.base.array_types import Array, Bool, Float64, Integers, Labels, Spacing
+from crfrefine.base.array_types import Bool, Float64, Integers, Labels, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
@@ -23,6 +24,7 @@ _MAX_PITCH = 12.0
 _MIN_SHARE = 0.9  # of all changes
 _MIN_PREDICTED = 5  # planes with changes
 _MIN_UNPREDICTED = 4  # planes
+_PLANES = 16  # looked at together; changes among up to 255 are counted in a byte
 
 
 def find_blocks(label_map: Labels) -> Spacing | None:
@@ -36,18 +38,13 @@ def find_blocks(label_map: Labels) -> Spacing | None:
     volume = order.apply(label_map)[(np.newaxis,) * (3 - num_dims)]
     depth, height, width = volume.shape
     # How many voxels change their label between neighboring planes along each axis.
-    along_z = np.zeros(max(depth - 1, 0), np.int64)
+    along_z = np.array([np.count_nonzero(above != below) for below, above in pairwise(volume)])
     along_y = np.zeros(max(height - 1, 0), np.int64)
     along_x = np.zeros(max(width - 1, 0), np.int64)
-    for start in range(0, depth, 255):  # 255 planes: a byte holds the number of changes.
-        rows: Array = np.zeros((along_y.size, width), np.uint8)
-        columns: Array = np.zeros((height, along_x.size), np.uint8)
-        for index in range(start, min(start + 255, depth)):
-            plane = volume[index]
-            rows += (plane[1:] != plane[:-1]).view(np.uint8)
-            columns += (plane[:, 1:] != plane[:, :-1]).view(np.uint8)
-            if index:
-                along_z[index - 1] = np.count_nonzero(plane != volume[index - 1])
+    for start in range(0, depth, _PLANES):
+        planes = volume[start : start + _PLANES]
+        rows = (planes[:, 1:] != planes[:, :-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)
+        columns = (planes[..., 1:] != planes[..., :-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)
         along_y += rows.sum(axis=1, dtype=np.int64)
         along_x += columns.sum(axis=0, dtype=np.int64)
     changes = [along_z, along_y, along_x][3 - num_dims :]

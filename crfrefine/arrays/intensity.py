@@ -192,11 +192,8 @@ class IntensityMap(NamedTuple):
             values = source[start : start + step]
             if self.offset is not None:
                 values = without_offset(values, self.offset)
-            if self.shift == 0.0 and self.scale == 1.0:
-                part[...] = values
-            else:
-                np.subtract(values, np.float32(self.shift), out=part, casting="unsafe")
-                np.multiply(part, np.float32(self.scale), out=part)
+            np.subtract(values, np.float32(self.shift), out=part, casting="unsafe")
+            np.multiply(part, np.float32(self.scale), out=part)
             if self.clip:
                 np.clip(part, np.float32(0.0), np.float32(1.0), out=part)
 

@@ -213,12 +213,11 @@ class Look:
         spread = TOLD_SUM_TOLERANCE * high
         if self.is_whole and high >= MIN_SUM:  # Each label is rounded by up to a half.
             spread = max(spread, min(float(len(self._levels)), _MAX_ROUNDED * high))
-        if high <= 0 or high - low > spread:
-            return scale_of_sums(sums, is_whole=self.is_whole)
         total = (low + high) / 2
-        # Values of few levels sum to the same on any scale, as in logits made of a label map.
         is_scale = any(abs(total - top) <= TOLD_SUM_TOLERANCE * top for top in TOPS)
-        if self._has_few_levels and not is_scale:
+        # Values of few levels sum to the same on any scale, as in logits made of a label map.
+        may_be_complete = is_scale or not self._has_few_levels
+        if high <= 0 or high - low > spread or not may_be_complete:
             return scale_of_sums(sums, is_whole=self.is_whole)
         return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
 

@@ -325,14 +325,8 @@ class CrfValues(LearnedGroups):
         for kind, has_kind in self._has.items():
             if has_kind and kind != "bilateral":
                 kernels += f" + {kind}"
-        parts = [
-            f"num_labels={self.num_labels}",
-            f"num_modalities={self.num_modalities}",
-            f"spatial_dims={self.spatial_dims}",
-            f"kernels={kernels}",
-        ]
         if self.raw_volume_weight is not None:
-            parts.append("volume")
+            kernels += ", volume"
         compatibility = "full"
         if self.raw_compatibility is None:
             compatibility = "potts"
@@ -342,17 +336,20 @@ class CrfValues(LearnedGroups):
         for name in GROUPS:
             if any(parameter.requires_grad for parameter in self.group(name)):
                 learned.append(name)
-        settings = self._start.mean_field
-        parts += [
-            f"per_label_weights={self.per_label_weights}",
-            f"anisotropic={self.anisotropic}",
-            f"compatibility={compatibility}",
-            f"num_iterations={self.num_iterations}",
-            f"normalization={settings.normalization}",
-            f"filter={settings.filter}",
-            f"learn={'+'.join(learned) or 'nothing'}",
-        ]
-        return ", ".join(parts)
+        settings = {
+            "num_labels": self.num_labels,
+            "num_modalities": self.num_modalities,
+            "spatial_dims": self.spatial_dims,
+            "kernels": kernels,
+            "per_label_weights": self.per_label_weights,
+            "anisotropic": self.anisotropic,
+            "compatibility": compatibility,
+            "num_iterations": self.num_iterations,
+            "normalization": self._start.mean_field.normalization,
+            "filter": self._start.mean_field.filter,
+            "learn": "+".join(learned) or "nothing",
+        }
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _check_count(name: str, value: Any, minimum: int) -> None:
