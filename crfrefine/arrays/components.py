@@ -6,14 +6,14 @@ The note names the structures that the rules removed entirely or mostly.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Array, Bool, Labels
+from crfrefine.base.array_types import Array, Bool, Float64, Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted, listed, shorten_value
@@ -62,25 +62,21 @@ def clean(
     # Entry 0 of these is about all foreground labels together.
     keeps_largest = _by_label(rules["keep_largest"])
     fills_holes = _by_label(rules["fill_holes"])
-    sizes = parameters.min_component_ml
+    min_voxels: Float64 = np.array(rules["min_component_ml"]) / voxel_ml(spacing)
     # A single size is about the components that keep_largest is about.
-    if not isinstance(sizes, tuple):
-        num_others = num_labels - 1
-        if any(keeps_largest[1:]):
-            sizes = (0.0, *(sizes,) * num_others)
+    if not isinstance(parameters.min_component_ml, tuple):
+        if keeps_largest[1:].any():
+            min_voxels[0] = 0.0
         else:
-            sizes = (sizes, *(0.0,) * num_others)
-    size_ml = voxel_ml(spacing)
-    min_voxels = [size / size_ml for size in sizes]
-    if not any(keeps_largest) and not any(sizes) and not any(fills_holes):
+            min_voxels[1:] = 0.0
+    if not (keeps_largest.any() or min_voxels.any() or fills_holes.any()):
         return Cleaned(label_map)
 
     result = label_map.copy(order="K")
     removed = _remove_components(result, keeps_largest, min_voxels)
     filled = 0
-    if any(fills_holes):
-        labels = [label for label in range(1, num_labels) if fills_holes[label]]
-        filled = fill_holes(result, labels, any_hole=fills_holes[0])
+    if fills_holes.any():
+        filled = fill_holes(result, fills_holes)
     lost = {}
     if removed:
         losses = np.bincount(label_map[label_map != result])
@@ -91,15 +87,14 @@ def clean(
     return Cleaned(result, removed, filled, lost)
 
 
-def _by_label(words: Sequence[str]) -> list[bool]:
+def _by_label(words: Sequence[str]) -> Bool:
     """Return whether the rule is on for all foreground together, and for each label from 1 on."""
-    first, *others = words
-    return [first == "foreground", *(word == "each" for word in others)]
+    is_on: Bool = np.array(words) == "each"
+    is_on[0] = words[0] == "foreground"
+    return is_on
 
 
-def _remove_components(
-    label_map: Labels, keeps_largest: Sequence[bool], min_voxels: Sequence[float]
-) -> int:
+def _remove_components(label_map: Labels, keeps_largest: Bool, min_voxels: Float64) -> int:
     """Remove components in place, and return the number of their voxels.
 
     Those are all but the largest one of a label, where only that is kept, and those of less than
@@ -145,11 +140,11 @@ def label_components(mask: Bool, axes_of_step: int | None = None) -> tuple[NDArr
 def largest_component(mask: Bool) -> Bool:
     """Return the largest component of a mask; of equally large ones the first in C order."""
     largest = mask.astype(np.uint8)
-    _remove_components(largest, (True, False), (0.0, 0.0))
+    _remove_components(largest, np.array([True, False]), np.zeros(2))
     return largest.view(np.bool_)
 
 
-def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
+def fill_holes(label_map: Array, fills: Bool) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes
@@ -158,8 +153,8 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
 
     Args:
         label_map: (*grid) labels.
-        labels: a hole that touches a single label is filled if that is one of these.
-        any_hole: every hole is filled, whatever labels it touches.
+        fills: (L,), True for labels of which a hole is filled that touches no other one; if the
+            entry 0 is True, every hole is filled, whatever labels it touches.
     """
     box = bounding_box(label_map != 0)
     axes = [axis for axis, extent in enumerate(label_map.shape) if extent > 1]
@@ -196,8 +191,8 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     label = label[np.lexsort((label, -num_faces, hole))]
     holes, first, num_labels = np.unique(hole, return_index=True, return_counts=True)
     main_labels = label[first]
-    if not any_hole:
-        main_labels[(num_labels > 1) | ~np.isin(main_labels, list(labels))] = 0
+    if not fills[0]:
+        main_labels[(num_labels > 1) | ~fills[main_labels]] = 0
     label_of_hole = np.zeros(count + 1, part.dtype)
     label_of_hole[holes] = main_labels
     values = label_of_hole[hole_numbers]
