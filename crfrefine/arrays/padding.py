@@ -96,7 +96,7 @@ def leave_out(
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
     """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
-    is_most = num_padded > 0 and num_padded > MAX_SHARE * num_voxels
+    is_most = num_padded > MAX_SHARE * num_voxels
     if is_most and num_voxels - num_padded < ENOUGH_VOXELS:
         raise InputError(
             f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so "

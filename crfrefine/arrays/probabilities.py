@@ -217,7 +217,7 @@ class Look:
         is_scale = any(abs(total - top) <= TOLD_SUM_TOLERANCE * top for top in TOPS)
         # Values of few levels sum to the same on any scale, as in logits made of a label map.
         may_be_complete = is_scale or not self._has_few_levels
-        if high <= 0 or high - low > spread or not may_be_complete:
+        if high - low > spread or not may_be_complete:
             return scale_of_sums(sums, is_whole=self.is_whole)
         return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
 

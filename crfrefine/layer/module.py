@@ -100,10 +100,11 @@ class CrfRnn(CrfValues):
         images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
-            images.append(image)
             # On the CPU a look costs no wait, and comes before statistics are taken of the image.
             if image.device.type == "cpu":
-                inputs.check_finite(images.pop())
+                inputs.check_finite(image)
+            else:
+                images.append(image)
             image = normalize_batch(
                 image,
                 self._start.intensity,
