@@ -134,8 +134,8 @@ class GridMap:
             if size == 1:  # A step along it leads nowhere, and a plane may have any thickness.
                 matrix[:, axis] /= np.abs(matrix[:, axis]).max()
         whole = GridMap(self.shape, self.source_shape, np.rint(matrix), np.rint(self.offset))
-        steps = np.abs(whole.matrix)
-        if (steps.sum(axis=0) != 1).any() or (steps.sum(axis=1) != 1).any():
+        # Of whole numbers, only a step of 1 along each axis is at right angles to the others.
+        if not np.array_equal(whole.matrix @ whole.matrix.T, np.eye(3)):
             return None
         corners = np.array(list(product(*({0, size - 1} for size in self.source_shape))))
         voxels = (corners - whole.offset) @ whole.matrix

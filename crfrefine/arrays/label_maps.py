@@ -50,8 +50,9 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
         return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
     flat = labels.ravel(order="K")
     counts = np.zeros(num_labels, np.int64)
-    for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.
-        block = flat[start : start + _BLOCK]
+    size = max(_BLOCK, num_labels)
+    for start in range(0, flat.size, size):  # Counting widens each voxel to 64 bits.
+        block = flat[start : start + size]
         counts += np.bincount(block, minlength=num_labels)[:num_labels]
     return tuple(counts.tolist())
 
@@ -60,17 +61,11 @@ def count_pairs(first: Labels, second: Labels) -> dict[tuple[int, int], int]:
     """Return the voxels of each pair of labels that two (*grid) label maps have at one place."""
     of_first = _occurring(first)
     of_second = _occurring(second)
-    numbers = channel_numbers(first, of_first).ravel(order="F")
-    others = channel_numbers(second, of_second).ravel(order="F")
     num_pairs = len(of_first) * len(of_second)
-    counts = np.zeros(num_pairs, np.int64)
-    size = max(_BLOCK, num_pairs)
-    for start in range(0, numbers.size, size):  # Numbers of pairs have 64 bits.
-        block = slice(start, start + size)
-        pairs = numbers[block].astype(np.int64) * len(of_second) + others[block]
-        counts += np.bincount(pairs, minlength=num_pairs)
-    pairs_of_labels = product(of_first, of_second)
-    found = zip(pairs_of_labels, counts.tolist(), strict=True)
+    numbers = channel_numbers(first, of_first).astype(np.min_scalar_type(num_pairs))
+    numbers *= len(of_second)
+    numbers += channel_numbers(second, of_second)
+    found = zip(product(of_first, of_second), count_labels(numbers, num_pairs), strict=True)
     return {pair: count for pair, count in found if count}
 
 
