@@ -41,9 +41,8 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
     size = int(labels.max(initial=0)) + 1
     if size <= _MIN_LABELS:
         return None
-    count = np.zeros(size, np.int64)
-    alike = np.zeros(size, np.int64)
-    between = np.zeros(size, np.int64)
+    # Of each label, all voxels, those like the next one, and those between two others.
+    counts = np.zeros((3, size), np.int64)
     for lines in lines_of(labels):
         before = lines[:, :-2]
         inner = lines[:, 1:-1]
@@ -51,15 +50,14 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
         is_between = inner > np.minimum(before, after)
         is_between &= inner < np.maximum(before, after)
         is_any = np.ones(inner.shape, np.bool_)
-        for numbers, voxels in ((count, is_any), (alike, inner == after), (between, is_between)):
+        for numbers, voxels in zip(counts, (is_any, inner == after, is_between), strict=True):
             numbers += np.bincount(inner[voxels], minlength=size)
-    occurring = np.flatnonzero(count[1:]) + 1
-    if occurring.size < _MIN_LABELS:
+    counts = counts[:, 1:]  # without the background
+    number, alike, between = counts[:, counts[0] > 0]
+    if number.size < _MIN_LABELS:
         return None
-    number = count[occurring]
-    is_at_border = alike[occurring] < _SHARE_ALIKE * number
-    is_at_border &= between[occurring] > _SHARE_BETWEEN * number
+    is_at_border = (alike < _SHARE_ALIKE * number) & (between > _SHARE_BETWEEN * number)
     num_between = int(np.count_nonzero(is_at_border))
-    if num_between <= _SHARE_OF_LABELS * occurring.size:
+    if num_between <= _SHARE_OF_LABELS * number.size:
         return None
-    return NoteKind.THIN_LAYERS(file, layers=num_between, labels=occurring.size)
+    return NoteKind.THIN_LAYERS(file, layers=num_between, labels=number.size)
