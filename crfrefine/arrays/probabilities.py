@@ -82,7 +82,7 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
     other constant says something, unlike in a softmax: probabilities of 0 in all channels are
     certain background.
     """
-    ties: Bool | None = None
+    ties: Bool = np.zeros(channels.shape[1:], np.bool_)
     for planes in plane_blocks(channels):
         first, *others = channels[:, planes]
         if are_regions:
@@ -93,11 +93,8 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
             if not same.any():
                 break
             same &= channel == first
-        if same.any():
-            if ties is None:
-                ties = np.zeros(channels.shape[1:], np.bool_)
-            ties[planes] = same
-    return ties
+        ties[planes] = same
+    return ties if ties.any() else None
 
 
 class Look:
