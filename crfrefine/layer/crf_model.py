@@ -45,12 +45,6 @@ class SomeLabels(NamedTuple):
         numbers = np.flatnonzero(present)
         return cls(numbers, torch.from_numpy(numbers).to(device))
 
-    def near(self, tensor: Tensor) -> Tensor:
-        """Return the numbers on the device of a tensor."""
-        if tensor.device == self.on_device.device:
-            return self.on_device
-        return torch.from_numpy(self.numbers).to(tensor.device)
-
 
 # The learnable tensors of a model, with the names of `MeanFieldGradients`.
 TENSORS = ("weights", "theta", "compatibility", "temperature", "bias", "volume_weight")
@@ -79,11 +73,6 @@ class CrfModel:
         """The tensors, in the order of TENSORS."""
         return [getattr(self, name) for name in TENSORS]
 
-    @property
-    def moving(self) -> list[Tensor]:
-        """The tensors with respect to which gradients are wanted."""
-        return [tensor for tensor in self.tensors if tensor is not None and tensor.requires_grad]
-
     def with_leaves(self, device: str) -> CrfModel:
         """Return the same model with tensors of no history on a device.
 
@@ -105,7 +94,9 @@ class CrfModel:
         if labels is None:
             return self
         numbers = labels.numbers
-        places = labels.near(self.weights)
+        places = labels.on_device
+        if places.device != self.weights.device:
+            places = torch.from_numpy(numbers).to(self.weights.device)
         run = self.run
         return replace(
             self,

@@ -299,7 +299,9 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     """Return the tensors of models with respect to which gradients are wanted."""
     moving = []
     for model in models:
-        moving += model.moving
+        for tensor in model.tensors:
+            if tensor is not None and tensor.requires_grad:
+                moving.append(tensor)
     return moving
 
 
