@@ -227,9 +227,10 @@ class GridVoxels {
         alignas(vfloat) float fraction[2][kLanes];
     };
 
-    // Calls body(batch) for the voxels of a row.
+    // Calls body(batch) for the voxels of a row. Inlined, so that what the body reads stays in
+    // registers.
     template <int M, class Body>
-    void for_batches(int64_t row, Body&& body) const {
+    [[gnu::always_inline]] void for_batches(int64_t row, Body&& body) const {
         const int32_t* x_cell = x_cell_.data();
         for (int64_t r = first_run_[row]; r < first_run_[row + 1]; ++r) {
             const Run& run = voxels_.runs[r];

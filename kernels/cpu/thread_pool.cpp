@@ -41,6 +41,10 @@ class SubnormalsAsZeros {
 };
 
 constexpr std::chrono::milliseconds kPollInterval{50};
+// Reading the clock takes as long as a small item. While items are so short, it is read once in
+// many of them, up to this number.
+constexpr std::chrono::milliseconds kShort{1};
+constexpr int64_t kMostPerLook = 64;
 }  // namespace
 
 struct ThreadPool::Workers {
@@ -51,7 +55,8 @@ struct ThreadPool::Workers {
     std::atomic<int64_t> next{0};
     int64_t num_items = 0;
     uint64_t generation = 0;
-    std::chrono::steady_clock::time_point polled{};
+    std::chrono::steady_clock::time_point polled{}, looked{};
+    int64_t items_per_look = 1, items_left = 1;
     int active = 0;
     bool stopping = false;
     std::exception_ptr error;
@@ -109,9 +114,15 @@ void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thr
 }
 
 void ThreadPool::poll_if_due() {
+    Workers& own = *workers_;
+    if (--own.items_left > 0) return;
     const auto now = std::chrono::steady_clock::now();
-    if (now - workers_->polled < kPollInterval) return;
-    workers_->polled = now;
+    const bool are_short = now - own.looked < kShort;
+    own.items_per_look = are_short ? std::min(2 * own.items_per_look, kMostPerLook) : 1;
+    own.items_left = own.items_per_look;
+    own.looked = now;
+    if (now - own.polled < kPollInterval) return;
+    own.polled = now;
     poll_();
 }
 
@@ -136,6 +147,7 @@ void ThreadPool::work(int thread, uint64_t seen) {
 void ThreadPool::run(int64_t num_items, FunctionRef<int64_t, int> body) {
     Workers& own = *workers_;
     if (num_items <= 0) return;
+    own.items_per_look = own.items_left = 1;
     if (num_threads_ > 1 && num_items > 1) start_workers();
     if (own.threads.empty() || num_items == 1) {
         for (int64_t item = 0; item < num_items; ++item) {

@@ -145,8 +145,9 @@ void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPoo
         for (int64_t i = first; i < end; i += kLanes) {
             const GridLanes<const float> own{logits + i, grid_size, end - i};
             const vint label = largest_label<0>(own, num_labels).label;
-            for (int k = 0; k < std::min<int64_t>(kLanes, end - i); ++k)
-                out[i + k] = static_cast<Label>(label[k]);
+            int32_t labels[kLanes];
+            store_lanes(labels, label);
+            std::copy_n(labels, std::min<int64_t>(kLanes, end - i), out + i);
         }
     });
 }
