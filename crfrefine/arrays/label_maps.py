@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Integers, Labels, Shape
-from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import CapacityError, InputError
@@ -255,11 +254,16 @@ def renumber(indices: Array, channels: Sequence[int] | Integers) -> Labels:
     if np.array_equal(table, np.arange(len(table))):
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
-    order = Axes.of_memory(indices)
-    index_planes = np.atleast_2d(order.apply(indices))
-    entry_planes = np.atleast_2d(order.apply(entries))
-    for plane, target in zip(index_planes, entry_planes, strict=True):
-        target[...] = table[plane]  # Numpy widens indices to 64 bits, so a plane at a time.
+    # Numpy widens indices to 64 bits, so a block at a time, in the order of memory.
+    blocks = np.nditer(
+        [indices, entries],
+        ["external_loop", "buffered", "zerosize_ok"],
+        [["readonly"], ["writeonly"]],
+        buffersize=_BLOCK,
+    )
+    with blocks:
+        for block, target in blocks:
+            target[...] = table[block]
     return entries
 
 

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box, count_inside
-from crfrefine.arrays.probabilities import find_ties
+from crfrefine.arrays.label_maps import Box, bounding_box, count_inside
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -46,17 +45,15 @@ EQUAL_LOGITS = "logits are equal for all labels"
 
 def find_padding(
     channels: Array,
-    ties: Bool | None = None,
+    ties: Bool | None,
     *,
     are_regions: bool = False,
     is_probability: bool = False,
 ) -> Bool | None:
     """Return (*grid), True where logits, probabilities or log-odds (L, *grid) are padding; or None.
 
-    `ties` are those of `find_ties`; None means that they are not known.
+    `ties` are those of `find_ties` in these channels.
     """
-    if ties is None:
-        ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
     if are_regions:  # Any tie may be a probability of one half.
@@ -210,16 +207,18 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
         with np.errstate(over="ignore"):
             sums = np.exp(logits[fill].astype(np.float32)) * num_labels
         fill[fill] = ~(np.abs(sums - 1.0) <= SHARE_TOLERANCE)
-        _add_fill(padding, fill, logits)
+        _add_fill(padding, fill, logits, decided)
     if padding.any():
         return padding
     return None
 
 
-def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
-    """Add fill to the padding, in place: if huge, a large block, or equal to padding beside it."""
-    box = bounding_box(fill)
-    if box is None:
+def _add_fill(padding: Bool, fill: Bool, logits: Array, box: Box) -> None:
+    """Add fill to the padding, in place: if huge, a large block, or equal to padding beside it.
+
+    The box, of the decided voxels, holds all fill.
+    """
+    if not fill.any():
         return
     sides = [min(HOLE, extent) for extent in fill.shape]
     padding[box] |= _blocks(fill[box], sides)

@@ -191,9 +191,10 @@ class Look:
         """(N,), the sums at the voxels that count."""
         return self.sums[~self.is_equal]
 
-    def is_zero_outside_a_body(self) -> bool:
-        """Return whether all labels are 0 around a body, as without a background."""
-        return are_zero_outside_a_body(self.is_equal & (self.sums == 0))
+    @property
+    def is_zero(self) -> Bool:
+        """(*grid), True where all labels are 0."""
+        return self.is_equal & (self.sums == 0)
 
     def find_scale(self) -> Scale | None:
         """Return the scale of probabilities that are not between 0 and 1; None for other numbers.
@@ -216,7 +217,7 @@ class Look:
         may_be_complete = is_scale or not self._has_few_levels
         if high - low > spread or not may_be_complete:
             return scale_of_sums(sums, is_whole=self.is_whole)
-        return Scale(scale_of_total(total), total, self.is_zero_outside_a_body())
+        return Scale(scale_of_total(total), total, are_zero_outside_a_body(self.is_zero))
 
     @property
     def lacks_background(self) -> bool:
@@ -304,7 +305,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         else:
             decided = "probabilities"
             reason = "all values lie in [0, 1] and sum to 1 at each voxel"
-            if kind is None and look.is_zero_outside_a_body():
+            if kind is None and are_zero_outside_a_body(look.is_zero):
                 _refuse_zeros(look, path)
     elif may_be_probabilities and not look.bad_sums(SUM_TOLERANCE):
         # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
@@ -327,7 +328,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
 
 def _refuse_zeros(look: Look, path: Path) -> None:
     """Raise InputError for probabilities that are 0 for all labels around a body."""
-    num_zeros = np.count_nonzero(look.is_equal & (look.sums == 0))
+    num_zeros = np.count_nonzero(look.is_zero)
     raise InputError(
         f"{path}: the background seems to be missing: the labels sum to 1 at each voxel of a body, "
         f"and all of them are 0 at the {num_zeros} of {look.sums.size} voxels around it, which is "

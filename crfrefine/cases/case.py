@@ -19,6 +19,7 @@ from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.label_maps import label_logits, renumber, share_sigma
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.probabilities import find_ties
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Array, Bool, Float32, Labels, Spacing
 from crfrefine.base.failures import naming_case
@@ -139,7 +140,10 @@ class Case:
         network = self.network
         if isinstance(network, ArrayNetwork) and network.unseen is not None:
             return network.unseen if network.unseen.any() else None
-        padding = find_padding(reverse_grid(self.logits), are_regions=network.regions is not None)
+        are_regions = network.regions is not None
+        stored = reverse_grid(self.logits)
+        ties = find_ties(stored, are_regions=are_regions)
+        padding = find_padding(stored, ties, are_regions=are_regions)
         if padding is None:
             return None
         return padding.T

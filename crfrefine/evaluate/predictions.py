@@ -226,7 +226,8 @@ def _decode(
     if scheme is not None:
         log_odds = stored - np.float32(0.5)  # of their sign, and 0 in padding
         if unseen is None:
-            unseen = find_padding(log_odds, are_regions=True)
+            ties = find_ties(log_odds, are_regions=True)
+            unseen = find_padding(log_odds, ties, are_regions=True)
         labels = scheme.decode(log_odds)
         del log_odds
     return labels, unseen
