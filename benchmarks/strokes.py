@@ -34,10 +34,10 @@ from study import labeled_cases
 
 import crfrefine
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.strokes import BACKGROUND
 from crfrefine.cases.case import load_case
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.reading_options import ReadingOptions
-from crfrefine.refinement.strokes import BACKGROUND
 
 Labels = NDArray[np.uint8]
 NUM_STROKES = 10

@@ -17,6 +17,7 @@ from crfrefine import io
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.grid_map import GridMap, stored_sizes
 from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.network import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool
@@ -34,7 +35,6 @@ from crfrefine.io.paths import add_volumes, require_suffix
 from crfrefine.io.volume import VolumeHeader, iter_pieces
 from crfrefine.io.writing import check_output
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.given import ArrayNetwork, Network, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 
 if TYPE_CHECKING:

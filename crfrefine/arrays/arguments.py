@@ -1,23 +1,31 @@
-"""The arrays, and images of nibabel and SimpleITK, that a caller passes to `refine`, as numpy's.
+"""What a caller passes to `refine`, opened in one step: `open_arguments`.
 
-Errors name the argument.
+It becomes a network's output, numpy arrays and strokes, each checked. Errors name the argument.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.base.array_types import Array, Bool, Float64, Labels, Shape, Spacing
-from crfrefine.base.geometry import SPACING_RANGE, same_grid, spacing_of
-from crfrefine.base.limits import MAX_LABEL
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.arrays.library_images import kind_of_image, library_of, open_images
+from crfrefine.arrays.network import AUTO, ArrayNetwork, LabelMapNetwork
+from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
+from crfrefine.arrays.strokes import Strokes
+from crfrefine.base.array_types import Array, Bool, Labels, Shape, Spacing
+from crfrefine.base.geometry import SPACING_RANGE
+from crfrefine.base.limits import MAX_LABEL, MAX_LABELS
+from crfrefine.base.notices import assumed_spacing
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.model import CrfParameters
+
+ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
+_SAME_SPACING = 1e-3
 
 
 def given_array(value: Any, name: str) -> Array:
@@ -26,7 +34,7 @@ def given_array(value: Any, name: str) -> Array:
     `name` is that of the argument, for the message.
     """
     kind = type(value).__name__
-    library = _library_of(value)
+    library = library_of(value)
     if isinstance(value, str | os.PathLike):
         raise InputError(
             f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads "
@@ -55,11 +63,6 @@ def given_array(value: Any, name: str) -> Array:
             f"{name} has type {array.dtype}; expected an array of real numbers, such as float32"
         )
     return array
-
-
-def _library_of(value: Any) -> str:
-    """Return the name of the package that a value's type comes from."""
-    return type(value).__module__.partition(".")[0]
 
 
 # Advice where the shapes of arguments do not fit.
@@ -191,109 +194,17 @@ def given_spacing(spacing: ArrayLike, num_dims: int) -> Spacing:
     return tuple(np.broadcast_to(steps, (num_dims,)).tolist())
 
 
-ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
-_SAME_SPACING = 1e-3
+def given_network_spacing(given: ArrayLike | None, num_dims: int) -> Spacing | str | None:
+    """Return mm between voxels of a network as one number per axis; AUTO and None stay.
 
-
-class _LibraryImage:
-    """An image of a library, with its array and its grid."""
-
-    library: ClassVar[str]
-    name: str  # of the argument
-    # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them,
-    # (x, y, z) or (z, y, x)
-    values: Array
-    affine: Float64  # (4, 4) from indices (x, y, z) to mm, in the library's own world
-    shape: Shape  # voxels along x, y, z
-    spacing: Spacing  # mm, one per axis of the array's grid
-
-    @property
-    def grid(self) -> str:
-        """The grid for messages, in the order of the array's axes."""
-        shape = self.values.shape[-len(self.spacing) :]
-        steps = " x ".join(f"{step:g}" for step in self.spacing)
-        return f"{shape} voxels {steps} mm apart"
-
-
-class _NibabelImage(_LibraryImage):
-    library = "nibabel"
-
-    def __init__(self, name: str, image: Any) -> None:
-        """Open an image; raise InputError unless it is a volume, of channels or not."""
-        values = np.asanyarray(image.dataobj)
-        if values.ndim == 5 and values.shape[3] == 1:
-            values = values[:, :, :, 0]
-        if values.ndim > 4 or image.affine is None:
-            kind = type(image).__name__
-            raise InputError(
-                f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) "
-                "or (x, y, z, channel)"
-            )
-        self.name = name
-        self.shape = values.shape[:3]
-        if values.ndim == 4:
-            values = np.moveaxis(values, 3, 0)
-        self.values = values
-        self.affine = np.array(image.affine, np.float64)
-        if hasattr(image.header, "get_xyzt_units"):
-            from crfrefine.io.nifti import MM_PER_UNIT
-
-            self.affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
-        # The commands take the spacing from the affine, too: pixdim may say something else.
-        self.spacing = spacing_of(self.affine, len(self.shape))
-
-    def move_channels(self, plane: _LibraryImage) -> None:
-        """Give logits (x, y[, 1], label) over a plane its grid, and channels first."""
-        if (*plane.shape, 1)[2] > 1 or self.shape[:2] != plane.shape[:2]:
-            return
-        values = self.values
-        if values.ndim == 3 and values.shape[2] > 1:
-            values = np.moveaxis(values, 2, 0)
-        elif values.ndim < 4:  # a label map
-            return
-        self.values = values.reshape(len(values), *plane.shape)
-        self.shape = plane.shape
-        self.spacing = plane.spacing
-
-
-class _SimpleItkImage(_LibraryImage):
-    library = "SimpleITK"
-
-    def __init__(self, name: str, image: Any) -> None:
-        """Open an image; raise InputError unless it is a volume, of channels or not."""
-        if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK would end the process.
-            raise InputError(
-                f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, "
-                "SimpleITK.sitkUInt8)"
-            )
-        values = sys.modules["SimpleITK"].GetArrayFromImage(image)
-        dimension = image.GetDimension()
-        num_axes = min(dimension, 3)
-        if image.GetNumberOfComponentsPerPixel() > 1:
-            values = np.moveaxis(values, -1, 0)
-        if values.ndim > num_axes + 1:
-            raise InputError(
-                f"{name} is a SimpleITK image of {dimension} axes with several components; "
-                "expected a volume with or without them"
-            )
-        self.name = name
-        self.values = values
-        self.shape = tuple(image.GetSize()[:num_axes])
-        spacing = image.GetSpacing()[:num_axes]
-        self.spacing = tuple(spacing[::-1])
-        directions = np.reshape(image.GetDirection(), (dimension, dimension))
-        self.affine = np.eye(4)
-        self.affine[:num_axes, :num_axes] = directions[:num_axes, :num_axes] * spacing
-        self.affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
-
-
-def _kind_of_image(value: Any) -> type[_NibabelImage | _SimpleItkImage] | None:
-    """Return the class for an image of a library; None for anything else."""
-    if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
-        return _NibabelImage
-    if _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
-        return _SimpleItkImage
-    return None
+    Raises the error of `given_spacing`.
+    """
+    if given is None or (isinstance(given, str) and given == AUTO):
+        return given
+    try:
+        return given_spacing(given, num_dims)
+    except InputError as error:
+        raise InputError(f"network {error}") from None
 
 
 def copied(value: Any, name: str) -> Any:
@@ -303,51 +214,22 @@ def copied(value: Any, name: str) -> Any:
     """
     if value is None:
         return None
-    if _kind_of_image(value) is not None:
+    if kind_of_image(value) is not None:
         return copy.deepcopy(value)
     return given_array(value, name).copy(order="K")
 
 
-def open_arguments(
-    required: Mapping[str, Any], optional: Mapping[str, Any], spacing: ArrayLike | None
+def open_arrays(
+    given: Mapping[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Array], ArrayLike | None]:
     """Return arrays by the name of the argument, and the caller's or the images' spacing.
 
-    Optional arguments may be None, and have no array then.
-
-    Raises:
-        InputError: what `given_array` refuses, images of both libraries, whose arrays have opposite
-            axes, or another spacing than the images have.
-        GridMismatchError: images on different grids.
+    Raises the errors of `given_array` and of `open_images`, and InputError for another spacing than
+    the images have.
     """
-    given = dict(required)
-    for name, value in optional.items():
-        if value is not None:
-            given[name] = value
-    opened = {}
-    for name, value in given.items():
-        kind = _kind_of_image(value)
-        if kind is not None:
-            opened[name] = kind(name, value)
-    logits = opened.get("logits")
-    image = opened.get("image")
-    if isinstance(logits, _NibabelImage) and isinstance(image, _NibabelImage):
-        logits.move_channels(image)
-    if opened:
-        first, *others = opened.values()
-        for other in others:
-            if other.library != first.library:
-                raise InputError(
-                    f"{first.name} is an image of {first.library} and {other.name} one of "
-                    f"{other.library}; the axes of their arrays are in opposite order: give images "
-                    "of one library"
-                )
-            if not same_grid(first.shape, first.affine, other.shape, other.affine):
-                raise GridMismatchError(
-                    f"{first.name} and {other.name} are on different grids: {first.grid} and "
-                    f"{other.grid}, or elsewhere in the world; resample one of them, as "
-                    "`crfrefine infer --resample` does"
-                )
+    images = open_images(given)
+    if images:
+        first = next(iter(images.values()))
         if spacing is None:
             spacing = first.spacing
         else:
@@ -357,6 +239,72 @@ def open_arguments(
                     f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing "
                     "out, or give arrays"
                 )
-    for name, opened_image in opened.items():
-        given[name] = opened_image.values
-    return {name: given_array(value, name) for name, value in given.items()}, spacing
+    arrays = {}
+    for name, value in given.items():
+        array = images[name].values if name in images else value
+        arrays[name] = given_array(array, name)
+    return arrays, spacing
+
+
+def open_arguments(
+    logits: ArrayOrImage,
+    image: ArrayOrImage,
+    mask: ArrayOrImage | None,
+    strokes: ArrayOrImage | None,
+    *,
+    spacing: ArrayLike | None,
+    input_type: str,
+    network_spacing: ArrayLike | str | None,
+    regions: GivenRegions | None,
+    parameters: CrfParameters,
+) -> tuple[ArrayNetwork | LabelMapNetwork, Array, Spacing, Bool | None, Strokes | None]:
+    """Return the network's output, the image, its spacing, the mask, and the strokes of a case.
+
+    Arguments and errors are those of `crfrefine.refine`. Logits and image are not copied. The mask
+    is (*grid), True where the model applies; None means everywhere.
+    """
+    given = {"logits": logits, "image": image}
+    for name, value in (("mask", mask), ("strokes", strokes)):
+        if value is not None:
+            given[name] = value
+    arrays, spacing = open_arrays(given, spacing)
+    values = arrays["logits"]
+    raw = arrays["image"]
+    if input_type == "labels":
+        if regions is not None:
+            raise ConfigError(
+                "regions: they are those of the channels of logits, and a label map has none; "
+                "leave regions out"
+            )
+        values = given_label_map(values, raw)
+        grid = values.shape
+        network_spacing = given_network_spacing(network_spacing, len(grid))
+    else:
+        if network_spacing is not None:
+            raise ConfigError(
+                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; "
+                "logits on a coarser grid are interpolated onto the image's before. For a label "
+                "map, input_type='labels'"
+            )
+        check_logits(values, raw, input_type, are_regions=regions is not None)
+        grid = values.shape[1:]
+    if spacing is None:
+        rules = parameters.postprocess
+        has_rules = rules.min_component_ml != 0.0 or rules.protect_min_ml != 0.0
+        is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
+        spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
+    distances = given_spacing(spacing, len(grid))
+    inside = None if mask is None else given_voxels(arrays["mask"], grid)
+
+    network: ArrayNetwork | LabelMapNetwork
+    if input_type == "labels":
+        network = LabelMapNetwork.of_labels(values, parameters, network_spacing)
+        num_labels = parameters.num_labels or MAX_LABELS
+    else:
+        scheme = None if regions is None else RegionScheme.of(regions)
+        network = ArrayNetwork(values, input_type, scheme)
+        num_labels = network.num_labels
+    drawn = None
+    if strokes is not None:
+        drawn = Strokes.of_array(arrays["strokes"], grid, num_labels)
+    return network, raw, distances, inside, drawn

@@ -10,11 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base.array_types import Bool, Float64, Integers, Labels, Spacing
-from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.errors import InputError
 
@@ -34,8 +31,9 @@ def find_blocks(label_map: Labels) -> Spacing | None:
     grid labels change only between blocks. (*grid) has up to three axes.
     """
     num_dims = label_map.ndim
-    order = Axes.of_memory(label_map)
-    volume = order.apply(label_map)[(np.newaxis,) * (3 - num_dims)]
+    is_reversed = label_map.flags.fnc  # in memory, as arrays of files are
+    stored = label_map.T if is_reversed else label_map
+    volume = stored[(np.newaxis,) * (3 - num_dims)]
     depth, height, width = volume.shape
     # How many voxels change their label between neighboring planes along each axis.
     along_z = np.array([np.count_nonzero(above != below) for below, above in pairwise(volume)])
@@ -48,7 +46,9 @@ def find_blocks(label_map: Labels) -> Spacing | None:
         along_y += rows.sum(axis=1, dtype=np.int64)
         along_x += columns.sum(axis=0, dtype=np.int64)
     changes = [along_z, along_y, along_x][3 - num_dims :]
-    pitch = order.inverse.along([_pitch(along) for along in changes])
+    if is_reversed:
+        changes.reverse()
+    pitch = tuple(_pitch(along) for along in changes)
     if max(pitch) > 1:
         return pitch
     return None
@@ -149,18 +149,17 @@ def _divergence(share: float, expected: float) -> float:
     return total
 
 
-AUTO = "auto"  # network spacing that is found in the label map
 _MAX_DIMS = 3
 
 
 def find_network_spacing(
-    given: ArrayLike | None, labels: Labels, spacing: Sequence[float]
+    given: Spacing | str | None, labels: Labels, spacing: Sequence[float]
 ) -> tuple[Spacing | None, Note | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user.
 
     Args:
-        given: mm between voxels of the network, one number or one per axis; "auto" finds them in
-            the label map, or without blocks take the image's spacing. None means that the network
+        given: mm between voxels of the network along each axis; AUTO means to find them in the
+            label map, or without blocks to take the image's spacing. None means that the network
             worked on the image's grid; the note tells if the label map does not look like that.
         labels: (*grid), the network's label map.
         spacing: mm between voxels of the image along each axis.
@@ -168,14 +167,9 @@ def find_network_spacing(
     Raises:
         InputError: the network's voxels are not larger than the image's, or than the whole image.
     """
-    is_auto = isinstance(given, str) and given == AUTO
-    if given is not None and not is_auto:
-        try:
-            network = given_spacing(given, labels.ndim)
-        except InputError as error:
-            raise InputError(f"network {error}") from None
-        sizes = np.divide(network, spacing)
-        found = f"network spacing is {_by(network)} mm"
+    if given is not None and not isinstance(given, str):
+        sizes = np.divide(given, spacing)
+        found = f"network spacing is {_by(given)} mm"
         steps = _by(spacing)
         if sizes.max() > max(labels.shape):
             raise InputError(
@@ -188,11 +182,11 @@ def find_network_spacing(
                 "the network worked on the image's grid, leave it out"
             )
         note = NoteKind.GIVEN_NETWORK_SPACING(sizes=_by(sizes))
-        return tuple(map(max, network, spacing)), note
+        return tuple(map(max, given, spacing)), note
 
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
     if blocks is None:
-        if not is_auto:
+        if given is None:
             return None, None
         if (labels == labels.flat[0]).all():
             note = NoteKind.SINGLE_LABEL()
@@ -200,7 +194,7 @@ def find_network_spacing(
             note = NoteKind.NO_BLOCKS(spacing=_by(spacing))
         return tuple(spacing), note
     network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
-    if is_auto:
+    if given is not None:
         return network, NoteKind.FOUND_NETWORK_SPACING(sizes=_by(blocks), spacing=_by(network))
     return None, NoteKind.MAYBE_COARSER_NETWORK(sizes=_by(blocks), spacing=_by(network))
 

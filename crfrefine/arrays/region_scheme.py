@@ -14,7 +14,6 @@ from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
     BY_HAND,
     SUM_TOLERANCE,
-    who_says,
 )
 from crfrefine.arrays.scales import usual_scale
 from crfrefine.arrays.softmax import sigmoid, softmax
@@ -218,7 +217,7 @@ MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in pa
 def identify_regions(
     values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
 ) -> tuple[str, str]:
-    """Return "logits" for channels of log-odds, "probabilities" for sigmoids, and the reason.
+    """Return "logits" for channels of log-odds, "probabilities" for sigmoids, and what shows it.
 
     The values, (R, *grid), are finite. Other arguments and the errors are those of
     `crfrefine.arrays.probabilities.identify`.
@@ -256,8 +255,6 @@ def identify_regions(
             )
         decided = "logits"
         reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
-    if said is not None:
-        reason = who_says(input_type)
     return decided, reason
 
 

@@ -1,7 +1,7 @@
 """A case in memory: its modalities, the network's output, mask and labels, read and checked.
 
 Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another `Case`, that of
-`crfrefine.refinement.given`.
+`crfrefine.arrays.network`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.label_maps import label_logits, renumber, share_sigma
 from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import find_ties
 from crfrefine.arrays.region_scheme import decode
@@ -55,11 +56,6 @@ from crfrefine.cases.structures import read_structures, segments_of_structures
 from crfrefine.errors import InputError
 from crfrefine.io.reading import read_mask, reading_jobs
 from crfrefine.io.volume import Segments, VolumeHeader
-from crfrefine.refinement.given import (
-    ArrayNetwork,
-    LabelMapNetwork,
-    Network,
-)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.axes_check import AxesCheck, contradicts, is_doubtful
+from crfrefine.arrays.network import ReadPieces
 from crfrefine.base.array_types import Float32
 from crfrefine.base.axes import Axes
 from crfrefine.base.geometry import has_clear_orientation, orientation_codes
@@ -29,7 +30,6 @@ from crfrefine.io.headers import placed_on, read_header, with_channel_axis
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import Piece, read_array
 from crfrefine.io.volume import VolumeHeader, header_of_grid
-from crfrefine.refinement.given import ReadPieces
 
 # nnU-Net's readers by the axes of their arrays; those of other readers are not known.
 _ON_AXES_OF_IMAGE = ("SimpleITKIO", "NibabelIO")

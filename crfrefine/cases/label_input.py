@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.blocks import AUTO
+from crfrefine.arrays.arguments import given_network_spacing
 from crfrefine.arrays.interpolated import notes_on_labels
 from crfrefine.arrays.label_maps import (
     channels_of,
@@ -17,6 +17,7 @@ from crfrefine.arrays.label_maps import (
     present_labels,
     renumber,
 )
+from crfrefine.arrays.network import AUTO, LabelMapNetwork
 from crfrefine.arrays.scales import are_rounded_probabilities, usual_scale
 from crfrefine.base.array_types import Labels
 from crfrefine.base.label_options import REFERENCE
@@ -36,7 +37,6 @@ from crfrefine.io.reading import (
     read_whole_numbers,
 )
 from crfrefine.io.volume import Segment, Segments, VolumeHeader, map_segments
-from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,7 +195,7 @@ def read_strokes(
 
     A stroke with the name of the background gets the value BACKGROUND.
     """
-    from crfrefine.refinement.strokes import BACKGROUND
+    from crfrefine.arrays.strokes import BACKGROUND
 
     values = read_whole_numbers(file)
     evidence = evidence_of_image(values)
@@ -253,7 +253,7 @@ def on_image_grid(
     labels = label_map.labels
     present = label_map.channels
     lost = dict(label_map.lost)
-    network_spacing = options.network_spacing
+    network_spacing = given_network_spacing(options.network_spacing, headers.image.num_axes)
     like = headers.image
     placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     if not like.on_same_grid(file):

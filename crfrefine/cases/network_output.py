@@ -15,7 +15,8 @@ from functools import partial
 import numpy as np
 
 from crfrefine.arrays.label_maps import present_labels
-from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at
+from crfrefine.arrays.network import ArrayNetwork, Network, ReadPieces, StreamedNetwork
+from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at, who_says
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
@@ -40,12 +41,6 @@ from crfrefine.cases.roles import Modality, watched
 from crfrefine.errors import InputError
 from crfrefine.io.headers import NetworkHeader
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.refinement.given import (
-    ArrayNetwork,
-    Network,
-    ReadPieces,
-    StreamedNetwork,
-)
 
 # Channels that are label maps have so many labels, background included, and so much of it.
 _MIN_LABELS = 3
@@ -87,6 +82,8 @@ def kind_of_channels(
             )
         return identify(look, input_type, header.kind, header.path)
     kind, reason = identify_regions(values, input_type, kind=header.kind, name=str(header.path))
+    if input_type != "auto" or header.kind is not None:
+        reason = who_says(input_type)
     what = "log-odds"
     if kind == "probabilities":
         what = "sigmoid probabilities"

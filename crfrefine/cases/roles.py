@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.label_maps import map_labels
+from crfrefine.arrays.network import ReadPieces
 from crfrefine.arrays.scales import ROUNDED, TOPS
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import MAX_LABEL
@@ -26,7 +27,6 @@ from crfrefine.cases.content import Look, blocks_of, evidence_of_labels
 from crfrefine.errors import InputError
 from crfrefine.io.paths import stem_of, suffix_of
 from crfrefine.io.reading import Piece
-from crfrefine.refinement.given import ReadPieces
 
 # Names of inputs in errors.
 NETWORK = "network's output"

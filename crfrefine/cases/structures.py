@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import (
     count_labels,
     present_labels,
 )
+from crfrefine.arrays.network import LabelMapNetwork
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.base.text import shorten
@@ -22,7 +23,6 @@ from crfrefine.io.reading import (
 )
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, Segments, VolumeHeader
-from crfrefine.refinement.given import LabelMapNetwork
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_headers import CaseHeaders

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.label_maps import count_inside
+from crfrefine.arrays.network import LabelMapNetwork
 from crfrefine.base.array_types import Float32
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import failing_alone
@@ -45,12 +46,11 @@ from crfrefine.records.contents import (
 )
 from crfrefine.records.records import CaseRecord
 from crfrefine.refinement.certain import CERTAIN
-from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.strokes import Strokes
+    from crfrefine.arrays.strokes import Strokes
 
 
 def refine_case(in_flight: CaseInFlight) -> CaseRecord:
@@ -372,7 +372,7 @@ def read_strokes(
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
     if not case.strokes:
         return None
-    from crfrefine.refinement.strokes import Strokes, combine
+    from crfrefine.arrays.strokes import Strokes, combine
 
     num_labels = case.network.num_labels
     if isinstance(case.network, LabelMapNetwork):  # The network may never have predicted the label.

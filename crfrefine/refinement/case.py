@@ -13,25 +13,20 @@ from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import (
     ArrayOrImage,
-    check_logits,
     copied,
-    given_label_map,
-    given_spacing,
     open_arguments,
 )
+from crfrefine.arrays.network import ArrayNetwork
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
-from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
-from crfrefine.base.limits import MAX_LABELS, check_threads
-from crfrefine.base.notices import assumed_spacing
+from crfrefine.arrays.region_scheme import GivenRegions
+from crfrefine.base.limits import check_threads
 from crfrefine.base.one_call import OneCall
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import Strokes
 
 
 def refine(
@@ -142,54 +137,30 @@ def refine(
     if parameters is None and network_spacing is not None:
         parameters = "sharp"
     parameters = as_parameters(parameters)
-    arrays, spacing = open_arguments(
-        {"logits": logits, "image": image}, {"mask": mask, "strokes": strokes}, spacing
+    network, raw, distances, inside, drawn = open_arguments(
+        logits,
+        image,
+        mask,
+        strokes,
+        spacing=spacing,
+        input_type=input_type,
+        network_spacing=network_spacing,
+        regions=regions,
+        parameters=parameters,
     )
-    values = arrays["logits"]
-    image = arrays["image"]
-    network: ArrayNetwork | LabelMapNetwork
-    if input_type == "labels":
-        if regions is not None:
-            raise ConfigError(
-                "regions: they are those of the channels of logits, and a label map has none; "
-                "leave regions out"
-            )
-        labels = given_label_map(values, image)
-        network = LabelMapNetwork.of_labels(labels, parameters, network_spacing)
-        num_labels = parameters.num_labels or MAX_LABELS
-    else:
-        if network_spacing is not None:
-            raise ConfigError(
-                f"network_spacing: it is that of a label map, and input_type is '{input_type}'; "
-                "logits on a coarser grid are interpolated onto the image's before. For a label "
-                "map, input_type='labels'"
-            )
-        check_logits(values, image, input_type, are_regions=regions is not None)
-        scheme = None if regions is None else RegionScheme.of(regions)
-        network = ArrayNetwork(values, input_type, scheme)
-        num_labels = network.num_labels
-    if spacing is None:
-        rules = parameters.postprocess
-        has_rules = rules.min_component_ml != 0.0 or rules.protect_min_ml != 0.0
-        is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
-        spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
-    grid_shape = network.shape[1:]
-    distances = given_spacing(spacing, len(grid_shape))
-    drawn = None
-    if strokes is not None:
-        drawn = Strokes.of_array(arrays["strokes"], grid_shape, num_labels)
     result = refine_network(
         network,
-        image,
+        raw,
         spacing=distances,
         parameters=parameters,
-        mask=arrays.get("mask"),
+        mask=inside,
         backend=backend,
         context=RunContext(threads, progress),
         allow_vanishing=allow_vanishing,
         strokes=drawn,
     )
-    result.channels.watch(values)
+    if isinstance(network, ArrayNetwork):
+        result.channels.watch(network.values)
     return result
 
 

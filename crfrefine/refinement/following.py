@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, count_labels, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.arrays.softmax import take_logarithms
+from crfrefine.arrays.strokes import Strokes
 from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.engines.results import label_map
+from crfrefine.refinement.edits import Edits
 from crfrefine.refinement.given import CaseToRefine, Prepared
-from crfrefine.refinement.strokes import Edits, Strokes
 from crfrefine.refinement.tiles.grid import TILE, LabelSets, box_between
 from crfrefine.refinement.tiles.problem import TileProblem
 

@@ -1,220 +1,33 @@
-"""The network's output in any form, a case as it is refined, and as it is prepared.
+"""A case as it is refined, and as it is prepared.
 
-`CaseToRefine` and the networks do not change. `Prepared` is filled step by step by `preparing` and
+`CaseToRefine` does not change. `Prepared` is filled step by step by `preparing` and
 `tiles.planning`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
+from crfrefine.arrays.network import LabelMapNetwork, Network
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
-from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 
 if TYPE_CHECKING:
     from crfrefine.arrays.components import Cleaned
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.arrays.resampling import Interpolation
-    from crfrefine.base.array_types import Bool, Float32, Float64, Integers, Labels, Shape, Spacing
+    from crfrefine.arrays.strokes import Strokes
+    from crfrefine.base.array_types import Bool, Float32, Float64, Integers, Labels
     from crfrefine.base.notes import Notes
     from crfrefine.engines.base import Backend, GridImage, RunContext
-    from crfrefine.io.reading import Piece
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.strokes import Strokes
     from crfrefine.refinement.tiles.problem import TileProblem
-
-# ---- The network's output: an array, a label map, or files whose channels stream by
-
-ReadPieces = Callable[[], "Iterable[Piece]"]
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayNetwork:
-    """A network's output in memory."""
-
-    # (L, *grid) logits or probabilities, of label 1 alone or of all labels, or the same of regions,
-    # (R, *grid)
-    values: NDArray[np.floating[Any]]
-    input_type: str = "logits"  # "auto", "logits" or "probabilities"
-    regions: RegionScheme | None = None  # of the channels; None means that they are labels
-    # mm between voxels of the network, if interpolated; None means unknown
-    network_spacing: Spacing | None = None
-    # (*grid), True where the network saw nothing, if interpolation tells it; None means that the
-    # shapes of ties do (`arrays.padding`).
-    unseen: Bool | None = None
-    # the label of each channel, background first; None means their numbers
-    channel_labels: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Raise InputError unless each region has a channel."""
-        regions = self.regions
-        if regions is not None and len(self.values) != regions.num_regions:
-            raise InputError(
-                f"the log-odds have shape {self.shape}; expected ({regions.num_regions}, *grid), "
-                f"one channel per region: {regions.describe()}"
-            )
-
-    @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return self.values.shape
-
-    @property
-    def order(self) -> Axes:
-        """The order in memory of the grid's axes."""
-        return Axes.of_memory(self.values[0])
-
-    def in_order(self, order: Axes) -> ArrayNetwork:
-        """Return the network with the axes of its arrays in an order."""
-        unseen = self.unseen
-        if unseen is not None:
-            unseen = order.apply(unseen)
-        return replace(self, values=order.apply(self.values), unseen=unseen)
-
-    @property
-    def num_channels(self) -> int:
-        """Channels that are refined: two of label 1 alone, whose background is computed."""
-        if self.regions is None:
-            return max(2, len(self.values))
-        return len(self.values)
-
-    @property
-    def labels_of_channels(self) -> Sequence[int]:
-        """The label of each channel; none of regions."""
-        if self.regions is not None:
-            return ()
-        return self.channel_labels or range(self.num_channels)
-
-    @property
-    def num_labels(self) -> int:
-        """L, background included: one more than the largest label."""
-        if self.regions is not None:
-            return self.regions.num_labels
-        return max(self.labels_of_channels) + 1
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMapNetwork:
-    """A label map instead of a network's output.
-
-    Only labels that occur take part, and if there are many, only near where they occur.
-    """
-
-    regions = None  # A label map has no regions.
-    channel_labels = None  # Its values are labels.
-    labels: Labels  # (*grid), in an unsigned type
-    # The labels that occur, background, and at least two (`arrays.label_maps.channels_of`).
-    channels: Sequence[int]
-    num_labels: int  # L, background included, as values per label in the parameters have it
-    # mm between voxels of the network, one number or one per axis, or "auto"; None means that each
-    # label is taken as it is.
-    network_spacing: ArrayLike | None = None
-    # Whether blocks were looked for: the spacing is one number per axis, or None, and was noted.
-    is_examined: bool = False
-    # Of the channels, those of labels that do not occur: they take part only near strokes of them.
-    absent: Collection[int] = ()
-    # Voxels of each label that the files have and this label map lacks: other structures have them,
-    # or the grid is coarser.
-    lost: Mapping[int, int] = field(default_factory=dict)
-    mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
-
-    @classmethod
-    def of_labels(
-        cls, labels: Labels, parameters: CrfParameters, network_spacing: ArrayLike | None
-    ) -> LabelMapNetwork:
-        """Return a label map with as many labels as the parameters have values for."""
-        present = channels_of(present_labels(labels))
-        num_labels = parameters.num_labels or present[-1] + 1
-        if present[-1] >= num_labels:
-            raise InputError(
-                f"the label map holds labels up to {present[-1]}, but the parameters have values "
-                f"for {num_labels} labels; give parameters for all labels, or merge labels"
-            )
-        return cls(labels, present, num_labels, network_spacing)
-
-    @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return (self.num_channels, *self.labels.shape)
-
-    @property
-    def order(self) -> Axes:
-        """The order in memory of the grid's axes."""
-        return Axes.of_memory(self.labels)
-
-    @property
-    def num_channels(self) -> int:
-        """Labels that take part."""
-        return len(self.channels)
-
-    @property
-    def absent_labels(self) -> tuple[int, ...]:
-        """The labels from 1 to L - 1 that do not occur."""
-        occurring = occurring_channels(self.labels, self.channels)
-        return tuple(label for label in range(self.num_labels) if label not in occurring)
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedNetwork:
-    """A network's output in files, on the image's grid or on another one with parallel axes."""
-
-    regions = None  # Its channels are labels.
-    read: ReadPieces  # returns the pieces, from the beginning at each call
-    num_channels: int
-    grid_shape: Shape  # of the image, in storage order
-    input_type: str  # "auto", "logits" or "probabilities"
-    kind: str | None  # the same if the file declares it
-    path: Path  # the file, for messages
-    # From the network's grid of three axes to the image's; None means that they are the same.
-    interpolation: Interpolation | None = None
-    # mm between voxels of the network's grid along each axis of the image, if interpolated
-    network_spacing: Spacing | None = None
-    # the label of each channel, background first; None means their numbers
-    channel_labels: tuple[int, ...] | None = None
-
-    @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return (self.num_channels, *reversed(self.grid_shape))
-
-    @property
-    def order(self) -> Axes:
-        """The order of the grid's axes in files."""
-        return Axes(tuple(reversed(range(len(self.grid_shape)))))
-
-    @property
-    def labels_of_channels(self) -> Sequence[int]:
-        """The label of each channel."""
-        return self.channel_labels or range(self.num_channels)
-
-    @property
-    def num_labels(self) -> int:
-        """L, background included: one more than the largest label."""
-        return max(self.labels_of_channels) + 1
-
-
-Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork
-
-
-def with_numbers_of_channels(network: Network) -> Network:
-    """Return a network whose labels are the numbers of its channels; a label map stays as it is."""
-    if isinstance(network, LabelMapNetwork):
-        return network
-    return replace(network, channel_labels=None)
-
-
-# ---- The case
 
 
 class CaseToRefine(NamedTuple):

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from crfrefine.arrays import probabilities
-from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
@@ -25,6 +23,7 @@ from crfrefine.arrays.label_maps import (
     occurring_channels,
 )
 from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network, StreamedNetwork
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT
 from crfrefine.arrays.region_scheme import (
@@ -33,7 +32,7 @@ from crfrefine.arrays.region_scheme import (
     resolve_regions,
     take_log_odds,
 )
-from crfrefine.base.array_types import Array, Float32, Spacing
+from crfrefine.base.array_types import Array, Bool, Float32, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -42,16 +41,10 @@ from crfrefine.engines.results import channel_ranges, finite_range
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.given import (
-    ArrayNetwork,
-    CaseToRefine,
-    LabelMapNetwork,
-    Network,
-    StreamedNetwork,
-)
+from crfrefine.refinement.given import CaseToRefine
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.strokes import Strokes
+    from crfrefine.arrays.strokes import Strokes
 
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
@@ -62,7 +55,7 @@ def open_case(
     *,
     spacing: Spacing,
     parameters: CrfParameters,
-    mask: ArrayLike | None,
+    mask: Bool | None,
     backend: Backend,
     context: RunContext,
     strokes: Strokes | None,
@@ -75,10 +68,8 @@ def open_case(
     order = network.order
     if image.ndim == len(order.sources):
         image = image[None]
-    if mask is not None:
-        mask = given_voxels(mask, network.shape[1:])
-        if not mask.any():
-            raise InputError("the mask is empty: there is no voxel to refine")
+    if mask is not None and not mask.any():
+        raise InputError("the mask is empty: there is no voxel to refine")
 
     notes: Notes = ()
     cleaned = None
@@ -87,32 +78,23 @@ def open_case(
         channel_labels: Sequence[int] = tuple(sorted({*network.channels, *drawn}))
         num_labels = max(network.num_labels, channel_labels[-1] + 1)
         parameters = parameters.select_labels(channel_labels, num_labels)
-        network, notes = _open_label_map(network, channel_labels, num_labels, order, spacing)
+        network, notes = _open_label_map(network, channel_labels, num_labels, spacing)
         if parameters.volume.match_input:
             # Islands that rules remove belong to no label's volume.
-            found = clean(order.undo(network.labels), parameters.postprocess, spacing)
-            cleaned = replace(found, label_map=order.apply(found.label_map))
+            cleaned = clean(network.labels, parameters.postprocess, spacing)
+            cleaned = replace(cleaned, label_map=order.apply(cleaned.label_map))
     else:
         channel_labels = network.labels_of_channels
-        has_volumes = network.network_spacing is not None and network.regions is None
-        if parameters.volume.match_input and not has_volumes:
-            raise ConfigError(
-                "volume.match_input: keeps the volumes of a label map, and logits are not one "
-                "(unless --resample brings them from the network's coarser grid); set it to false"
-            )
-    if strokes is not None:
-        strokes = strokes.numbered(channel_labels, order)
-    if parameters.postprocess.protects and not isinstance(network, ArrayNetwork):
-        problem = "needs logits in memory, and these are read in pieces"
-        if isinstance(network, LabelMapNetwork):
-            problem = "needs the network's probabilities, and a label map has none"
-        raise ConfigError(f"postprocess.protect_probability: {problem}; set it to 0")
     model = _model_of(network, parameters, len(image), order)
+
+    network = network.in_order(order)
+    if strokes is not None:
+        strokes = strokes.numbered(channel_labels).in_order(order)
     if mask is not None:
         mask = order.apply(mask)
     grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
     if isinstance(network, ArrayNetwork):
-        network, notes = _open_channels(network.in_order(order), parameters, context.threads)
+        network, notes = _open_channels(network, parameters, context.threads)
     # Readers check the images of other networks.
     if not isinstance(network, StreamedNetwork):
         grid_image, of_nan = _without_nan(grid_image, context.threads)
@@ -136,7 +118,6 @@ def _open_label_map(
     network: LabelMapNetwork,
     channel_labels: Sequence[int],
     num_labels: int,
-    order: Axes,
     spacing: Spacing,
 ) -> tuple[LabelMapNetwork, Notes]:
     """Return the map of the numbers of channels, and notes on the network's spacing."""
@@ -151,14 +132,28 @@ def _open_label_map(
     absent = [number for number, label in enumerate(channel_labels) if label not in occurring]
     channels = range(len(channel_labels))
     numbers = channel_numbers(network.labels, channel_labels)
-    numbers = np.ascontiguousarray(order.apply(numbers))
     return LabelMapNetwork(numbers, channels, num_labels, network_spacing, absent=absent), notes
 
 
 def _model_of(
     network: Network, parameters: CrfParameters, num_modalities: int, order: Axes
 ) -> ModelSpec:
-    """Return the model of the labels, or of the regions, in storage order."""
+    """Return the model of the labels, or of the regions, in storage order.
+
+    Raises ConfigError for parameters that do not fit them, or need another form of the output.
+    """
+    is_label_map = isinstance(network, LabelMapNetwork)
+    has_volumes = network.network_spacing is not None and network.regions is None
+    if parameters.volume.match_input and not (is_label_map or has_volumes):
+        raise ConfigError(
+            "volume.match_input: keeps the volumes of a label map, and logits are not one "
+            "(unless --resample brings them from the network's coarser grid); set it to false"
+        )
+    if parameters.postprocess.protects and not isinstance(network, ArrayNetwork):
+        problem = "needs logits in memory, and these are read in pieces"
+        if is_label_map:
+            problem = "needs the network's probabilities, and a label map has none"
+        raise ConfigError(f"postprocess.protect_probability: {problem}; set it to 0")
     sizes = (network.num_channels, num_modalities, len(order.sources))
     if network.regions is not None:
         num_labels = network.regions.num_labels

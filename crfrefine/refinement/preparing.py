@@ -15,14 +15,10 @@ import numpy as np
 from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.arrays.network import LabelMapNetwork, StreamedNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.limits import require_memory
-from crfrefine.refinement.given import (
-    CaseToRefine,
-    LabelMapNetwork,
-    Prepared,
-    StreamedNetwork,
-)
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.opening import require_small_logits
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 

@@ -8,10 +8,7 @@ from crfrefine.arrays.components import Cleaned, label_components
 from crfrefine.arrays.softmax import sigmoid
 from crfrefine.base.array_types import Labels
 from crfrefine.base.geometry import voxel_ml
-from crfrefine.refinement.given import (
-    CaseToRefine,
-    Prepared,
-)
+from crfrefine.refinement.given import CaseToRefine, Prepared
 
 
 def keep_cores(

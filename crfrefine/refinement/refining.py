@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from crfrefine.arrays.components import Cleaned, check_losses, clean
 from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import renumber
+from crfrefine.arrays.network import LabelMapNetwork, Network
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array, Spacing
+from crfrefine.base.array_types import Array, Bool, Spacing
 from crfrefine.base.limits import RUN_BYTES, SMALL, case_too_large
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.text import counted
@@ -24,14 +24,14 @@ from crfrefine.engines.results import channel_ranges
 from crfrefine.errors import DeviceMemoryError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.given import CaseToRefine, LabelMapNetwork, Network, Prepared
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.opening import open_case
 from crfrefine.refinement.preparing import prepare
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.strokes import Strokes
+    from crfrefine.arrays.strokes import Strokes
 
 # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
 NARROW_WIDTH = 0.6
@@ -44,7 +44,7 @@ def refine_network(
     *,
     spacing: Spacing,
     parameters: CrfParameters,
-    mask: ArrayLike | None = None,
+    mask: Bool | None = None,
     backend: Backend,
     context: RunContext = NO_CONTEXT,
     allow_vanishing: bool = False,
@@ -53,8 +53,8 @@ def refine_network(
 ) -> RefinementResult:
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`.
 
-    The image is on the network's grid, and `spacing` has a number per axis. `names` are those of
-    labels, for messages.
+    The image and the mask, True where the model applies, are on the network's grid, and `spacing`
+    has a number per axis. `names` are those of labels, for messages.
     """
     case = open_case(
         network,

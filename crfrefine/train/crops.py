@@ -14,13 +14,13 @@ from scipy.ndimage import distance_transform_edt
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box, grown, whole_box
+from crfrefine.arrays.network import LabelMapNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Integers, Labels
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.given import LabelMapNetwork
 
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
 # exclude most of a head.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels, map_labels
+from crfrefine.arrays.network import with_numbers_of_channels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.label_options import REFERENCE, mapping_of
 from crfrefine.base.notes import Note, NoteKind
@@ -33,7 +34,6 @@ from crfrefine.cases.roles import require_modalities
 from crfrefine.errors import InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.train.label_values import (
     find_labels,
     names_of_run,

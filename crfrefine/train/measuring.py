@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.arrays.padding import write_background
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.array_types import Array
@@ -25,7 +26,6 @@ from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.comparison import (

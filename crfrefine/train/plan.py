@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crfrefine.arrays.network import ArrayNetwork
 from crfrefine.arrays.region_scheme import resolve_regions
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case import Case
@@ -20,7 +21,6 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Regions, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.train import starts as setup
 from crfrefine.train.choice import VOLUMES
 from crfrefine.train.dataset import LabeledCases, read_labeled

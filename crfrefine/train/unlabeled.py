@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.arrays.network import with_numbers_of_channels
 from crfrefine.base.array_types import Float64
 from crfrefine.base.failures import Causes, Failure, failing_alone
 from crfrefine.base.inputs import check_no_input, keeping_inputs
@@ -33,7 +34,6 @@ from crfrefine.infer.plan import RunPlan
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.records.states import read_records
-from crfrefine.refinement.given import with_numbers_of_channels
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.progress import TrainingObserver
 from crfrefine.train.sources import NOISE_LEVELS, Source, score_candidates

@@ -20,6 +20,8 @@ from crfrefine.arrays.label_maps import (
     grown,
     whole_box,
 )
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
+from crfrefine.arrays.strokes import BACKGROUND, Strokes
 from crfrefine.base.array_types import Array, Bool, Integers
 from crfrefine.base.axes import Axes
 from crfrefine.base.failures import naming_case
@@ -51,10 +53,8 @@ from crfrefine.pictures.planes import (
     planes_of,
     upright_axes,
 )
-from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.values import Place
 
 # Logits of a box, voxels times labels: refined in about 0.04 s of processor time

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crfrefine.arrays.strokes import Strokes
 from crfrefine.base.array_types import Array
 from crfrefine.base.notes import Note, NoteKind
 from crfrefine.cases.case import Case
@@ -29,7 +30,6 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.writing import cannot_write, check_output, check_writable
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.strokes import Strokes
 from crfrefine.tune.case import TuneCase
 from crfrefine.tune.drawing import Drawing, UnreadableDrawingError, has_unsaved
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crfrefine.arrays.strokes import BACKGROUND, Strokes
 from crfrefine.base.array_types import Array, Integers
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.writing import write_small_file
-from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.edits import Edit, digest, edits_of, sparse, sparse_strokes
 from crfrefine.tune.values import Json
 

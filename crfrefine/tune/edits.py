@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crfrefine.arrays.strokes import BACKGROUND, Strokes
 from crfrefine.base.array_types import Array, Integers
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.tune.values import Json
 
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.network import LabelMapNetwork
+from crfrefine.arrays.strokes import Strokes
 from crfrefine.base.array_types import Array
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.given import LabelMapNetwork
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import Strokes
 from crfrefine.tune.case import LARGE, CaseRefiner, TuneCase
 from crfrefine.tune.drawing import Drawing
 from crfrefine.tune.options import TuneOptions

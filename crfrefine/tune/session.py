@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import partial
 
 from crfrefine.arrays.label_maps import box_around
+from crfrefine.arrays.network import LabelMapNetwork
+from crfrefine.arrays.strokes import BACKGROUND
 from crfrefine.base.array_types import Array, Integers
 from crfrefine.base.colors import color_of
 from crfrefine.base.notes import Note, NoteKind
@@ -19,8 +21,6 @@ from crfrefine.io.writing import write_small_file
 from crfrefine.parameters.files import list_presets
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.pictures.colors import choose_colors, labels_nearby
-from crfrefine.refinement.given import LabelMapNetwork
-from crfrefine.refinement.strokes import BACKGROUND
 from crfrefine.tune.brush import Limits, voxels_of_stroke
 from crfrefine.tune.case import open_case
 from crfrefine.tune.chosen import AS_GIVEN, OF_PAGE, ChosenParameters, to_text

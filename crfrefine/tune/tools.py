@@ -15,11 +15,11 @@ from scipy import ndimage
 
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import Box, bounding_box, grown
+from crfrefine.arrays.strokes import BACKGROUND
 from crfrefine.base.array_types import Array, Bool, Float64, Integers
 from crfrefine.errors import InputError
 from crfrefine.pictures.planes import PLANES, planes_of
 from crfrefine.pictures.projection import draw_projection
-from crfrefine.refinement.strokes import BACKGROUND
 from crfrefine.tune.brush import Limits
 from crfrefine.tune.case import TuneCase
 from crfrefine.tune.values import Json, Place

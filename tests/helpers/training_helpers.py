@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from cli_helpers import save_nifti
 
+from crfrefine.arrays.network import ArrayNetwork
 from crfrefine.base.observer import Observer
 from crfrefine.cases.case import Case
 from crfrefine.cases.finding import locate_folders
@@ -13,7 +14,6 @@ from crfrefine.demo.phantom import NUM_LABELS, make_phantom, write_phantom
 from crfrefine.io.volume import header_of_grid
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
-from crfrefine.refinement.given import ArrayNetwork
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.choice import CRF, Candidate, no_crf

@@ -12,12 +12,12 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from crfrefine import CrfParameters, nnunet, refine
 from crfrefine.arrays.grid_map import GridMap
+from crfrefine.arrays.network import ArrayNetwork, StreamedNetwork
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.engines import get_backend
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import as_parameters
-from crfrefine.refinement.given import ArrayNetwork, StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0})

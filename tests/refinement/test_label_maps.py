@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import crfrefine
+from crfrefine.arrays import network
 from crfrefine.arrays.label_maps import ABSENT_LOGIT
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement import given
 from crfrefine.refinement.refining import refine_network
 
 SHAPE = (21, 18, 37)
@@ -136,7 +136,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), num_bytes=limit)
     cut = refine_network(
-        given.LabelMapNetwork(labels, channels, 30),
+        network.LabelMapNetwork(labels, channels, 30),
         image,
         **options,
         context=context,

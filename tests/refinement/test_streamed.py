@@ -23,11 +23,11 @@ from cli_helpers import (
 from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
+from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io.reading import Piece
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement.given import StreamedNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from crfrefine import CrfParameters, RegionScheme, refine
+from crfrefine.arrays.network import StreamedNetwork
+from crfrefine.arrays.strokes import Strokes
 from crfrefine.engines import get_backend
 from crfrefine.io.reading import Piece
-from crfrefine.refinement.given import StreamedNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.refinement.strokes import Strokes
 
 SHAPE = (29, 22, 26)
 SPACING = (1.1, 0.8, 1.6)

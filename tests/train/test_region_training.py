@@ -25,12 +25,12 @@ from training_helpers import (
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
 from crfrefine.demo.phantom import write_phantom
 from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.refinement.given import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop

@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import run_all
-from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.grid import LabelSets, label_sets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
 from crfrefine.refinement.tiles.streaming import leave_out_unseen

@@ -8,12 +8,13 @@ from functools import cached_property, partial
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box, bounding_box, relative
+from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.refinement.given import CaseToRefine, StreamedNetwork
+from crfrefine.refinement.given import CaseToRefine
 from crfrefine.refinement.tiles.channels import BoxedChannels
 from crfrefine.refinement.tiles.grid import (
     TILE,

@@ -14,6 +14,7 @@ import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, dilated, share_reach
+from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
 from crfrefine.engines.choices import (
@@ -31,7 +32,7 @@ from crfrefine.engines.choices import (
     WORTH_TILES,
 )
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.refinement.given import CaseToRefine, Prepared, StreamedNetwork
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,

@@ -24,7 +24,7 @@ from crfrefine.refinement.tiles.grid import (
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.strokes import Edits
+    from crfrefine.refinement.edits import Edits
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import dilated
+from crfrefine.arrays.network import ReadPieces, StreamedNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32, Shape
@@ -19,12 +20,7 @@ from crfrefine.base.limits import format_size
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.given import (
-    CaseToRefine,
-    Prepared,
-    ReadPieces,
-    StreamedNetwork,
-)
+from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     TILE,
