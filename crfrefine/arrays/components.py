@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.array_types import Array, Bool, Float64, Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import NoteKind, Notes
@@ -72,11 +72,14 @@ def clean(
     if not (keeps_largest.any() or min_voxels.any() or fills_holes.any()):
         return Cleaned(label_map)
 
+    box = bounding_box(label_map != 0)
+    if box is None:
+        return Cleaned(label_map)
     result = label_map.copy(order="K")
-    removed = _remove_components(result, keeps_largest, min_voxels)
+    removed = _remove_components(result, box, keeps_largest, min_voxels)
     filled = 0
     if fills_holes.any():
-        filled = fill_holes(result, fills_holes)
+        filled = fill_holes(result, box, fills_holes)
     lost = {}
     if removed:
         losses = np.bincount(label_map[label_map != result])
@@ -94,8 +97,12 @@ def _by_label(words: Sequence[str]) -> Bool:
     return is_on
 
 
-def _remove_components(label_map: Labels, keeps_largest: Bool, min_voxels: Float64) -> int:
+def _remove_components(
+    label_map: Labels, foreground: Box | None, keeps_largest: Bool, min_voxels: Float64
+) -> int:
     """Remove components in place, and return the number of their voxels.
+
+    The box of the foreground holds all labels above 0.
 
     Those are all but the largest one of a label, where only that is kept, and those of less than
     the smallest number of voxels. Entry 0 is about all foreground labels together.
@@ -103,7 +110,7 @@ def _remove_components(label_map: Labels, keeps_largest: Bool, min_voxels: Float
     from scipy import ndimage
 
     removed = 0
-    boxes = [bounding_box(label_map != 0), *ndimage.find_objects(label_map)]
+    boxes = [foreground, *ndimage.find_objects(label_map)]
     for label, box in enumerate(boxes):
         has_rule = keeps_largest[label] or min_voxels[label] > 0.0
         if box is None or not has_rule:
@@ -140,11 +147,11 @@ def label_components(mask: Bool, axes_of_step: int | None = None) -> tuple[NDArr
 def largest_component(mask: Bool) -> Bool:
     """Return the largest component of a mask; of equally large ones the first in C order."""
     largest = mask.astype(np.uint8)
-    _remove_components(largest, np.array([True, False]), np.zeros(2))
+    _remove_components(largest, bounding_box(mask), np.array([True, False]), np.zeros(2))
     return largest.view(np.bool_)
 
 
-def fill_holes(label_map: Array, fills: Bool) -> int:
+def fill_holes(label_map: Array, box: Box, fills: Bool) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes
@@ -153,12 +160,12 @@ def fill_holes(label_map: Array, fills: Bool) -> int:
 
     Args:
         label_map: (*grid) labels.
+        box: a part of the grid that holds all labels above 0.
         fills: (L,), True for labels of which a hole is filled that touches no other one; if the
             entry 0 is True, every hole is filled, whatever labels it touches.
     """
-    box = bounding_box(label_map != 0)
     axes = [axis for axis, extent in enumerate(label_map.shape) if extent > 1]
-    if box is None or not axes:
+    if not axes:
         return 0
     from scipy import ndimage
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, bounding_box, count_inside
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -80,14 +80,15 @@ def leave_out(
     if padding is None:
         return mask, 0, ()
     inside = ~padding
-    num_voxels = count_inside(mask, padding.shape)
+    padded = padding
     if mask is not None:
         inside &= mask
-    num_padded = num_voxels - int(np.count_nonzero(inside))
+        padded = padding & mask
+    num_padded = int(np.count_nonzero(padded))
     if not num_padded:
         return inside, 0, ()
-    check_share(num_padded, num_voxels, what)
-    notes = notes_on_padding(padding, mask, are_regions=are_regions)
+    check_share(num_padded, num_padded + int(np.count_nonzero(inside)), what)
+    notes = notes_on_padding(padding, padded, are_regions=are_regions)
     return inside, num_padded, notes
 
 
@@ -103,12 +104,12 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
         )
 
 
-def notes_on_padding(
-    padding: Bool, mask: Bool | None = None, *, are_regions: bool = False
-) -> Notes:
-    """Return notes on the padding in a mask, both (*grid): around the field of view, and holes."""
+def notes_on_padding(padding: Bool, inside: Bool, *, are_regions: bool = False) -> Notes:
+    """Return notes on padding around the field of view, and on holes, (*grid), inside a mask.
+
+    `inside` is the padding in the mask.
+    """
     holes, num_holes = find_holes(padding)
-    inside = padding if mask is None else padding & mask
     num_in_holes = int(np.count_nonzero(holes & inside))
     num_around = int(np.count_nonzero(inside)) - num_in_holes
     what = EQUAL_LOGITS

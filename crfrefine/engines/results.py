@@ -47,8 +47,8 @@ def channel_ranges(channels: Array, threads: int | None = None) -> list[tuple[fl
     return list(zip(extremes[::2], extremes[1::2], strict=True))
 
 
-def finite_range(channels: Array, name: str, threads: int | None = None) -> tuple[float, float]:
-    """Return the lowest value and the largest magnitude of channels, (C, *grid).
+def largest_magnitude(channels: Array, name: str, threads: int | None = None) -> float:
+    """Return the largest magnitude of channels, (C, *grid).
 
     Raises InputError, with their name, for values that are not finite in float32.
     """
@@ -60,5 +60,4 @@ def finite_range(channels: Array, name: str, threads: int | None = None) -> tupl
             f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
             "finite in float32 (NaN, infinity, or above 3e38)"
         )
-    lowest = float(ranges.min())
-    return lowest, max(-lowest, float(ranges.max()), 0.0)
+    return float(np.abs(ranges).max(initial=0.0))

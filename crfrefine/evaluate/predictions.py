@@ -162,7 +162,7 @@ def _read_channels(
     if unseen is not None:
         check_share(int(np.count_nonzero(unseen)), unseen.size, what)
         write_background(stored, unseen, are_regions=scheme is not None)
-        for remark in notes_on_padding(unseen, are_regions=scheme is not None):
+        for remark in notes_on_padding(unseen, unseen, are_regions=scheme is not None):
             if remark.kind is NoteKind.HOLES:
                 reference.warnings.append(remark.about(header.path.name))
 

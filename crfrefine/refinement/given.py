@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine.arrays.network import LabelMapNetwork, Network
+from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
@@ -98,6 +99,18 @@ class Prepared:
     num_padding: int = 0  # voxels in the mask that are padding
     notes: Notes = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+
+    def leave_out(self, unseen: Bool | None) -> None:
+        """Take the voxels where the network saw nothing out of the mask.
+
+        They are those of a grid of three axes; None means nowhere. Raises InputError if hardly any
+        voxel is left.
+        """
+        if unseen is not None:
+            self.unseen = unseen.reshape(self.logits.shape[1:])
+        left = leave_out(self.unseen, self.mask, "logits")
+        self.mask, self.num_padding, notes = left
+        self.notes += notes
 
     def image_in(self, box: Box) -> Float32:
         """Return the normalized image in a box of the grid, (M, *box)."""

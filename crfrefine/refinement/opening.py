@@ -6,7 +6,6 @@ The kind of values, the labels of channels and the parameters that count for the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from crfrefine.arrays import probabilities
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
@@ -24,20 +22,18 @@ from crfrefine.arrays.label_maps import (
 )
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network, StreamedNetwork
-from crfrefine.arrays.padding import find_padding
-from crfrefine.arrays.probabilities import MAX_OVERSHOOT
+from crfrefine.arrays.probabilities import identify_array
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
     identify_regions,
     resolve_regions,
     take_log_odds,
 )
-from crfrefine.base.array_types import Array, Bool, Float32, Spacing
+from crfrefine.base.array_types import Array, Bool, Spacing
 from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Notes
-from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.engines.base import Backend, GridImage, RunContext
-from crfrefine.engines.results import channel_ranges, finite_range
+from crfrefine.engines.results import channel_ranges, largest_magnitude
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import ModelSpec
@@ -45,8 +41,6 @@ from crfrefine.refinement.given import CaseToRefine
 
 if TYPE_CHECKING:
     from crfrefine.arrays.strokes import Strokes
-
-MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 
 
 def open_case(
@@ -85,16 +79,15 @@ def open_case(
             cleaned = replace(cleaned, label_map=order.apply(cleaned.label_map))
     else:
         channel_labels = network.labels_of_channels
-    model = _model_of(network, parameters, len(image), order)
-
-    network = network.in_order(order)
     if strokes is not None:
         strokes = strokes.numbered(channel_labels).in_order(order)
+    model = _model_of(network, parameters, len(image), order)
+    network = network.in_order(order)
     if mask is not None:
         mask = order.apply(mask)
     grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
     if isinstance(network, ArrayNetwork):
-        network, notes = _open_channels(network, parameters, context.threads)
+        network, notes = _open_channels(network, context.threads)
     # Readers check the images of other networks.
     if not isinstance(network, StreamedNetwork):
         grid_image, of_nan = _without_nan(grid_image, context.threads)
@@ -171,44 +164,21 @@ def _model_of(
     return replace(model, kernels=kernel_set)
 
 
-def _open_channels(
-    network: ArrayNetwork, parameters: CrfParameters, threads: int | None
-) -> tuple[ArrayNetwork, Notes]:
-    """Return finite channels, whose kind is known, and where the network saw nothing, and notes.
+def _open_channels(network: ArrayNetwork, threads: int | None) -> tuple[ArrayNetwork, Notes]:
+    """Return finite channels, whose kind is known, and notes.
 
     They are float32 logits or probabilities of labels, or log-odds of regions.
     """
     network, notes = _complete_channels(network)
     values = network.values
     kind = network.input_type
-    lowest, largest = finite_range(values, "logits", threads)
-    are_regions = network.regions is not None
-    if are_regions and largest > MAX_LOG_ODDS:
-        largest = MAX_LOG_ODDS
+    largest = largest_magnitude(values, "logits", threads)
+    if network.regions is not None and largest > MAX_LOG_ODDS:
         values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
-    unseen = network.unseen
-    ties = None
-    if unseen is None:
-        ties = probabilities.find_ties(values, are_regions=are_regions)
-    elif not unseen.any():
-        unseen = None
-    if kind == "auto" and ties is None and lowest < -MAX_OVERSHOOT:
-        kind = "logits"  # Without ties, a value far below 0 belongs to logits.
     if kind != "logits":
-        kind, on_kind = probabilities.identify_array(values, kind)
+        kind, on_kind = identify_array(values, kind)
         notes += on_kind
-    is_probability = kind == "probabilities"
-    if ties is not None:
-        unseen = find_padding(values, ties, are_regions=are_regions, is_probability=is_probability)
-    if unseen is not None and largest / parameters.mean_field.temperature > MAX_LOGIT:
-        # The constant of the padding, such as the lowest float32, is not a real logit: any other
-        # constant means the same.
-        values = np.where(unseen, 0.0, values)
-        _, largest = finite_range(values, "logits", threads)
-    if is_probability:
-        largest = -math.log(MIN_PROBABILITY)
-    require_small_logits(largest, parameters)
-    return replace(network, values=values, input_type=kind, unseen=unseen), notes
+    return replace(network, values=values, input_type=kind), notes
 
 
 def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:
@@ -220,7 +190,7 @@ def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:
     kind = network.input_type
     notes: Notes = ()
     with np.errstate(over="ignore"):
-        channels: Float32 = values.astype(np.float32, copy=False)
+        channels = values.astype(np.float32, copy=False)
     is_alone = network.regions is None and len(values) == 1
     is_told = network.regions is None or kind == "logits"
     if (is_alone or not is_told) and not np.isfinite(values).all():
@@ -242,18 +212,6 @@ def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:
     return replace(network, values=channels, input_type=kind), notes
 
 
-def require_small_logits(largest: float, parameters: CrfParameters) -> None:
-    """Raise ConfigError if logits of this size over the temperature are too large for float32."""
-    # Energies and marginals are sums of a few logits over the temperature.
-    temperature = parameters.mean_field.temperature
-    largest += float(np.abs(parameters.mean_field.bias).max())
-    if largest / temperature > MAX_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
-            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
-        )
-
-
 def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Notes]:
     """Return an image without the voxels that are NaN in its mask, and notes on them.
 
@@ -263,7 +221,7 @@ def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Note
     if values.dtype.kind != "f" or not np.isnan(channel_ranges(values, threads)).any():
         return image, ()
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
-    finite_range(numbers, "image", threads)
+    largest_magnitude(numbers, "image", threads)
     values = values.copy(order="K")
     _, mask, notes = leave_out_nan(values, image.mask, "image")
     return replace(image, values=values, mask=mask), notes

@@ -15,32 +15,63 @@ import numpy as np
 from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
-from crfrefine.arrays.network import LabelMapNetwork, StreamedNetwork
-from crfrefine.arrays.padding import leave_out
+from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
+from crfrefine.arrays.padding import find_padding, leave_out
+from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.limits import require_memory
+from crfrefine.base.numerics import MIN_PROBABILITY
+from crfrefine.engines.results import largest_magnitude
+from crfrefine.errors import ConfigError
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.given import CaseToRefine, Prepared
-from crfrefine.refinement.opening import require_small_logits
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 
+MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
 
 
 def prepare(case: CaseToRefine) -> Prepared:
-    """Prepare a network's output in any form: files, a label map, or channels in memory."""
+    """Prepare a network's output in any form: channels in memory, a label map, or files."""
     network = case.network
-    if isinstance(network, StreamedNetwork):
-        prepared = plan_stream(network, case)
+    if isinstance(network, ArrayNetwork):
+        values = network.values
+        is_probability = network.input_type == "probabilities"
+        are_regions = network.regions is not None
+        unseen = network.unseen
+        if unseen is None:
+            ties = find_ties(values, are_regions=are_regions)
+            unseen = find_padding(
+                values, ties, are_regions=are_regions, is_probability=is_probability
+            )
+        elif not unseen.any():
+            unseen = None
+        mask, num_padding, notes = leave_out(
+            unseen, case.image.mask, "logits", are_regions=are_regions
+        )
+        threads = case.context.threads
+        largest = largest_magnitude(values, "logits", threads)
+        if unseen is not None and largest / case.parameters.mean_field.temperature > MAX_LOGIT:
+            # The constant of the padding, such as the lowest float32, is not a real logit: any
+            # other constant means the same.
+            values = np.where(unseen, 0.0, values)
+            largest = largest_magnitude(values, "logits", threads)
+        if is_probability:
+            largest = -math.log(MIN_PROBABILITY)
+        _require_small_logits(largest, case.parameters)
+        prepared = Prepared(
+            values,
+            case.image,
+            mask,
+            is_probability,
+            unseen=unseen,
+            num_padding=num_padding,
+            notes=notes,
+        )
     elif isinstance(network, LabelMapNetwork):
         prepared = _prepare_label_map(network, case)
     else:
-        is_probability = network.input_type == "probabilities"
-        prepared = Prepared(network.values, case.image, case.image.mask, is_probability)
-        if network.unseen is not None:
-            prepared.unseen = network.unseen
-            are_regions = case.regions is not None
-            left = leave_out(network.unseen, prepared.mask, "logits", are_regions=are_regions)
-            prepared.mask, prepared.num_padding, prepared.notes = left
+        prepared = plan_stream(network, case)
     if prepared.problem is None:
         _plan_channels(prepared, case)
     elif case.strokes is not None:
@@ -48,6 +79,18 @@ def prepare(case: CaseToRefine) -> Prepared:
 
         draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
     return prepared
+
+
+def _require_small_logits(largest: float, parameters: CrfParameters) -> None:
+    """Raise ConfigError if logits of this size over the temperature are too large for float32."""
+    # Energies and marginals are sums of a few logits over the temperature.
+    temperature = parameters.mean_field.temperature
+    largest += float(np.abs(parameters.mean_field.bias).max())
+    if largest / temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
+            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
+        )
 
 
 def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared:
@@ -84,7 +127,7 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
             near = label_maps.dilated(channel == CONFIDENCE, reach)
             np.copyto(channel, ABSENT_LOGIT, where=~near)
     # No logit of a label map is farther from 0.
-    require_small_logits(-ABSENT_LOGIT, case.parameters)
+    _require_small_logits(-ABSENT_LOGIT, case.parameters)
     return Prepared(logits, case.image, case.image.mask, labels=numbers)
 
 

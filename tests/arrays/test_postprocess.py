@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crfrefine.arrays.components import clean, fill_holes, largest_component
+from crfrefine.arrays.label_maps import whole_box
 from crfrefine.parameters.sections import PostprocessParameters
 
 ISLANDS = ("11..2...", "12.....3", ".2...2..", "....1...")
@@ -149,10 +150,10 @@ def test_a_tunnel_to_the_border_is_no_hole():
     volume = np.ones((4, 5, 6), dtype=np.uint16)
     volume[1:3, 2, 3] = 0
     fills = np.array([False, True])
-    assert fill_holes(volume.copy(), fills) == 2
+    assert fill_holes(volume.copy(), whole_box(volume.shape), fills) == 2
     volume[3, 2, 3] = 0
-    assert fill_holes(volume, fills) == 0
-    assert fill_holes(volume[1], fills) == 1
+    assert fill_holes(volume, whole_box(volume.shape), fills) == 0
+    assert fill_holes(volume[1], whole_box(volume[1].shape), fills) == 1
 
 
 def _filled_by_loops(label_map, labels, any_hole):
@@ -200,7 +201,9 @@ def test_holes_are_those_of_a_flood_fill(shape, any_hole):
         expected = _filled_by_loops(label_map, (2, 5), any_hole)
         for order in "CF":
             filled = label_map.copy(order=order)
-            assert fill_holes(filled, fills) == np.count_nonzero(expected != label_map)
+            assert fill_holes(filled, whole_box(shape), fills) == np.count_nonzero(
+                expected != label_map
+            )
             np.testing.assert_array_equal(filled, expected)
         num_filled += np.count_nonzero(expected != label_map)
     assert num_filled > 0

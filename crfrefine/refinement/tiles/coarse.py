@@ -13,7 +13,6 @@ from crfrefine.base.limits import run_all
 from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.grid import LabelSets, label_sets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
-from crfrefine.refinement.tiles.streaming import leave_out_unseen
 from crfrefine.refinement.tiles.survey import Thresholds
 
 
@@ -28,7 +27,8 @@ def plan_coarse(
     source = CoarseChannels(network, case, thresholds)
     prepared.notes = (source.note,)
     covered = source.covered()
-    mask = leave_out_unseen(prepared, None if covered.all() else ~covered, source.grid)
+    prepared.leave_out(None if covered.all() else ~covered)
+    mask = source.grid.mask(prepared.mask)
 
     # Labels that are the largest one somewhere tell how far below it the others are at most. All
     # may be present, or be the largest one without their bias, or matter, if some samples that a

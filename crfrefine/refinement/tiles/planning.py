@@ -153,14 +153,15 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     thresholds = find_thresholds(case.parameters.mean_field.label_threshold, case.model)
     source: ChannelSource
     if network.interpolation is None:
-        from crfrefine.refinement.tiles.streaming import leave_out_unseen, survey_stream
+        from crfrefine.refinement.tiles.streaming import survey_stream
 
         grid = TileGrid(network.grid_shape)
         reach = case.model.kernels.reach(case.image.spacing, grid.shape)
         mask = grid.mask(case.image.mask)
         survey, store, note = survey_stream(network, case, grid, mask, thresholds, reach)
         prepared.notes = (note,)
-        survey.mask = leave_out_unseen(prepared, survey.padding(), grid)
+        prepared.leave_out(survey.padding())
+        survey.mask = grid.mask(prepared.mask)
         prepared.largest_sums = survey.largest_sums()
         prepared.labels = survey.label_map().reshape(network.grid_shape)
         store.choose()
@@ -218,6 +219,8 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     spec = case.model
     mean_field = spec.mean_field
     grid = TileGrid(numbers.shape)
+    mask = grid.mask(case.image.mask)
+    engine = grid.engine(case.context.threads)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
     # Whether messages from where a label is missing penalize all labels by as much, which changes
@@ -238,11 +241,9 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     if not is_plain:
         # In a plain model messages from farther away change nothing; the energy lacks these pairs.
         near += reach
-    mask = grid.mask(case.image.mask)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     num_voxels = grid.reduced(np.add, inside, np.int64)  # of each tile
     present = np.zeros((mean_field.num_labels, *grid.counts), np.bool_)
-    engine = grid.engine(case.context.threads)
     engine.mark_near(labels, tuple(near.tolist()), present.view(np.uint8))
     present &= num_voxels > 0  # tiles with voxels within reach of a label, and few others
     # No label is left out because its probability is low.

@@ -13,14 +13,13 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import dilated
 from crfrefine.arrays.network import ReadPieces, StreamedNetwork
-from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, identify
 from crfrefine.base.array_types import Array, Bool, Float32, Shape
 from crfrefine.base.limits import format_size
 from crfrefine.base.notes import Note
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement.given import CaseToRefine, Prepared
+from crfrefine.refinement.given import CaseToRefine
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     TILE,
@@ -287,17 +286,3 @@ def survey_stream(
         if is_probability == (kind == "probabilities"):
             return survey, store, note
         is_probability = not is_probability
-
-
-def leave_out_unseen(prepared: Prepared, unseen: Bool | None, grid: TileGrid) -> Bool | None:
-    """Take the voxels where the network saw nothing out of the mask, and return it for tiles.
-
-    Both, (*grid) of three axes, may be None: nowhere, and everywhere. Raises InputError if hardly
-    any voxel is left.
-    """
-    if unseen is not None:
-        prepared.unseen = unseen.reshape(prepared.logits.shape[1:])
-    left = leave_out(prepared.unseen, prepared.mask, "logits")
-    prepared.mask, prepared.num_padding, notes = left
-    prepared.notes += notes
-    return grid.mask(prepared.mask)
