@@ -1,11 +1,10 @@
 """What a caller passes to `refine`, opened in one step: `open_arguments`.
 
-It becomes a network's output, numpy arrays and strokes, each checked. Errors name the argument.
+Arrays are checked, and become a network's output, a mask and strokes. Errors name the argument.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.library_images import kind_of_image, library_of, open_images
 from crfrefine.arrays.network import AUTO, ArrayNetwork, LabelMapNetwork
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.strokes import Strokes
@@ -23,9 +21,6 @@ from crfrefine.base.limits import MAX_LABEL, MAX_LABELS
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
-
-ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
-_SAME_SPACING = 1e-3
 
 
 def given_array(value: Any, name: str) -> Array:
@@ -63,6 +58,11 @@ def given_array(value: Any, name: str) -> Array:
             f"{name} has type {array.dtype}; expected an array of real numbers, such as float32"
         )
     return array
+
+
+def library_of(value: Any) -> str:
+    """Return the name of the package that a value's type comes from."""
+    return type(value).__module__.partition(".")[0]
 
 
 # Advice where the shapes of arguments do not fit.
@@ -207,50 +207,8 @@ def given_network_spacing(given: ArrayLike | None, num_dims: int) -> Spacing | s
         raise InputError(f"network {error}") from None
 
 
-def copied(value: Any, name: str) -> Any:
-    """Return a copy of an array in its memory order, or of an image; None stays None.
-
-    Later changes of the caller's object then have no effect. Raises the errors of `given_array`.
-    """
-    if value is None:
-        return None
-    if kind_of_image(value) is not None:
-        return copy.deepcopy(value)
-    return given_array(value, name).copy(order="K")
-
-
-def open_arrays(
-    given: Mapping[str, Any], spacing: ArrayLike | None
-) -> tuple[dict[str, Array], ArrayLike | None]:
-    """Return arrays by the name of the argument, and the caller's or the images' spacing.
-
-    Raises the errors of `given_array` and of `open_images`, and InputError for another spacing than
-    the images have.
-    """
-    images = open_images(given)
-    if images:
-        first = next(iter(images.values()))
-        if spacing is None:
-            spacing = first.spacing
-        else:
-            steps = given_spacing(spacing, len(first.spacing))
-            if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
-                raise InputError(
-                    f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing "
-                    "out, or give arrays"
-                )
-    arrays = {}
-    for name, value in given.items():
-        array = images[name].values if name in images else value
-        arrays[name] = given_array(array, name)
-    return arrays, spacing
-
-
 def open_arguments(
-    logits: ArrayOrImage,
-    image: ArrayOrImage,
-    mask: ArrayOrImage | None,
-    strokes: ArrayOrImage | None,
+    arrays: Mapping[str, Array],
     *,
     spacing: ArrayLike | None,
     input_type: str,
@@ -260,23 +218,18 @@ def open_arguments(
 ) -> tuple[ArrayNetwork | LabelMapNetwork, Array, Spacing, Bool | None, Strokes | None]:
     """Return the network's output, the image, its spacing, the mask, and the strokes of a case.
 
-    Arguments and errors are those of `crfrefine.refine`. Logits and image are not copied. The mask
-    is (*grid), True where the model applies; None means everywhere.
+    Arguments and errors are those of `crfrefine.refine`, the arrays by their names. Logits and
+    image are not copied. The mask is (*grid), True where the model applies; None means everywhere.
     """
-    given = {"logits": logits, "image": image}
-    for name, value in (("mask", mask), ("strokes", strokes)):
-        if value is not None:
-            given[name] = value
-    arrays, spacing = open_arrays(given, spacing)
     values = arrays["logits"]
-    raw = arrays["image"]
+    image = arrays["image"]
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
                 "regions: they are those of the channels of logits, and a label map has none; "
                 "leave regions out"
             )
-        values = given_label_map(values, raw)
+        values = given_label_map(values, image)
         grid = values.shape
         network_spacing = given_network_spacing(network_spacing, len(grid))
     else:
@@ -286,7 +239,7 @@ def open_arguments(
                 "logits on a coarser grid are interpolated onto the image's before. For a label "
                 "map, input_type='labels'"
             )
-        check_logits(values, raw, input_type, are_regions=regions is not None)
+        check_logits(values, image, input_type, are_regions=regions is not None)
         grid = values.shape[1:]
     if spacing is None:
         rules = parameters.postprocess
@@ -294,7 +247,9 @@ def open_arguments(
         is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
         spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
     distances = given_spacing(spacing, len(grid))
-    inside = None if mask is None else given_voxels(arrays["mask"], grid)
+    inside = None
+    if "mask" in arrays:
+        inside = given_voxels(arrays["mask"], grid)
 
     network: ArrayNetwork | LabelMapNetwork
     if input_type == "labels":
@@ -305,6 +260,6 @@ def open_arguments(
         network = ArrayNetwork(values, input_type, scheme)
         num_labels = network.num_labels
     drawn = None
-    if strokes is not None:
+    if "strokes" in arrays:
         drawn = Strokes.of_array(arrays["strokes"], grid, num_labels)
-    return network, raw, distances, inside, drawn
+    return network, image, distances, inside, drawn

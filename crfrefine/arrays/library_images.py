@@ -1,24 +1,25 @@
-"""Images of nibabel and SimpleITK in memory: their arrays, and their grids."""
+"""The arrays, and images of nibabel and SimpleITK, that a caller passes to `refine`, as numpy's."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from crfrefine.arrays.arguments import given_array, given_spacing, library_of
 from crfrefine.base.array_types import Array, Float64, Shape, Spacing
 from crfrefine.base.geometry import same_grid, spacing_of
 from crfrefine.errors import GridMismatchError, InputError
 
-
-def library_of(value: Any) -> str:
-    """Return the name of the package that a value's type comes from."""
-    return type(value).__module__.partition(".")[0]
+ArrayOrImage = ArrayLike | Any  # an array, or an image of nibabel or SimpleITK
+_SAME_SPACING = 1e-3
 
 
-class LibraryImage:
+class _LibraryImage:
     """An image of a library, with its array and its grid."""
 
     library: ClassVar[str]
@@ -38,7 +39,7 @@ class LibraryImage:
         return f"{shape} voxels {steps} mm apart"
 
 
-class _NibabelImage(LibraryImage):
+class _NibabelImage(_LibraryImage):
     library = "nibabel"
 
     def __init__(self, name: str, image: Any) -> None:
@@ -65,7 +66,7 @@ class _NibabelImage(LibraryImage):
         # The commands take the spacing from the affine, too: pixdim may say something else.
         self.spacing = spacing_of(self.affine, len(self.shape))
 
-    def move_channels(self, plane: LibraryImage) -> None:
+    def move_channels(self, plane: _LibraryImage) -> None:
         """Give logits (x, y[, 1], label) over a plane its grid, and channels first."""
         if (*plane.shape, 1)[2] > 1 or self.shape[:2] != plane.shape[:2]:
             return
@@ -79,7 +80,7 @@ class _NibabelImage(LibraryImage):
         self.spacing = plane.spacing
 
 
-class _SimpleItkImage(LibraryImage):
+class _SimpleItkImage(_LibraryImage):
     library = "SimpleITK"
 
     def __init__(self, name: str, image: Any) -> None:
@@ -110,7 +111,7 @@ class _SimpleItkImage(LibraryImage):
         self.affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
 
 
-def kind_of_image(value: Any) -> type[_NibabelImage | _SimpleItkImage] | None:
+def _kind_of_image(value: Any) -> type[_NibabelImage | _SimpleItkImage] | None:
     """Return the class for an image of a library; None for anything else."""
     if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
         return _NibabelImage
@@ -119,36 +120,67 @@ def kind_of_image(value: Any) -> type[_NibabelImage | _SimpleItkImage] | None:
     return None
 
 
-def open_images(given: Mapping[str, Any]) -> dict[str, LibraryImage]:
-    """Return the images among arguments, by their names.
+def copied(value: Any, name: str) -> Any:
+    """Return a copy of an array in its memory order, or of an image; None stays None.
+
+    Later changes of the caller's object then have no effect. Raises the errors of `given_array`.
+    """
+    if value is None:
+        return None
+    if _kind_of_image(value) is not None:
+        return copy.deepcopy(value)
+    return given_array(value, name).copy(order="K")
+
+
+def open_arrays(
+    required: Mapping[str, Any], optional: Mapping[str, Any], spacing: ArrayLike | None
+) -> tuple[dict[str, Array], ArrayLike | None]:
+    """Return arrays by the name of the argument, and the caller's or the images' spacing.
+
+    Optional arguments may be None, and have no array then.
 
     Raises:
-        InputError: an image is no volume, or images are of both libraries, whose arrays have
-            opposite axes.
+        InputError: what `given_array` refuses, images of both libraries, whose arrays have opposite
+            axes, or another spacing than the images have.
         GridMismatchError: images on different grids.
     """
-    opened: dict[str, LibraryImage] = {}
-    for name, value in given.items():
-        kind = kind_of_image(value)
+    values = dict(required)
+    for name, value in optional.items():
+        if value is not None:
+            values[name] = value
+    images = {}
+    for name, value in values.items():
+        kind = _kind_of_image(value)
         if kind is not None:
-            opened[name] = kind(name, value)
-    logits = opened.get("logits")
-    image = opened.get("image")
+            images[name] = kind(name, value)
+    logits = images.get("logits")
+    image = images.get("image")
     if isinstance(logits, _NibabelImage) and isinstance(image, _NibabelImage):
         logits.move_channels(image)
-    images = list(opened.values())
-    for other in images[1:]:
-        first = images[0]
-        if other.library != first.library:
-            raise InputError(
-                f"{first.name} is an image of {first.library} and {other.name} one of "
-                f"{other.library}; the axes of their arrays are in opposite order: give images "
-                "of one library"
-            )
-        if not same_grid(first.shape, first.affine, other.shape, other.affine):
-            raise GridMismatchError(
-                f"{first.name} and {other.name} are on different grids: {first.grid} and "
-                f"{other.grid}, or elsewhere in the world; resample one of them, as "
-                "`crfrefine infer --resample` does"
-            )
-    return opened
+    if images:
+        first, *others = images.values()
+        for other in others:
+            if other.library != first.library:
+                raise InputError(
+                    f"{first.name} is an image of {first.library} and {other.name} one of "
+                    f"{other.library}; the axes of their arrays are in opposite order: give images "
+                    "of one library"
+                )
+            if not same_grid(first.shape, first.affine, other.shape, other.affine):
+                raise GridMismatchError(
+                    f"{first.name} and {other.name} are on different grids: {first.grid} and "
+                    f"{other.grid}, or elsewhere in the world; resample one of them, as "
+                    "`crfrefine infer --resample` does"
+                )
+        if spacing is None:
+            spacing = first.spacing
+        else:
+            steps = given_spacing(spacing, len(first.spacing))
+            if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
+                raise InputError(
+                    f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing "
+                    "out, or give arrays"
+                )
+    for name, opened in images.items():
+        values[name] = opened.values
+    return {name: given_array(value, name) for name, value in values.items()}, spacing

@@ -45,20 +45,16 @@ class ArrayNetwork:
     unseen: Bool | None = None
     # the label of each channel, background first; None means their numbers
     channel_labels: tuple[int, ...] | None = None
+    largest: float = 0.0  # the largest magnitude of the values, once a case is opened
 
     def __post_init__(self) -> None:
         """Raise InputError unless each region has a channel."""
         regions = self.regions
         if regions is not None and len(self.values) != regions.num_regions:
             raise InputError(
-                f"the log-odds have shape {self.shape}; expected ({regions.num_regions}, *grid), "
-                f"one channel per region: {regions.describe()}"
+                f"the log-odds have shape {self.values.shape}; expected "
+                f"({regions.num_regions}, *grid), one channel per region: {regions.describe()}"
             )
-
-    @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return self.values.shape
 
     @property
     def order(self) -> Axes:
@@ -134,11 +130,6 @@ class LabelMapNetwork:
         return cls(labels, present, num_labels, network_spacing)
 
     @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return (self.num_channels, *self.labels.shape)
-
-    @property
     def order(self) -> Axes:
         """The order in memory of the grid's axes."""
         return Axes.of_memory(self.labels)
@@ -178,18 +169,9 @@ class StreamedNetwork:
     channel_labels: tuple[int, ...] | None = None
 
     @property
-    def shape(self) -> Shape:
-        """(channels, *grid), its axes in the user's order."""
-        return (self.num_channels, *reversed(self.grid_shape))
-
-    @property
     def order(self) -> Axes:
         """The order of the grid's axes in files."""
         return Axes(tuple(reversed(range(len(self.grid_shape)))))
-
-    def in_order(self, order: Axes) -> StreamedNetwork:
-        """Return the network, whose pieces have the axes in the order of files."""
-        return self
 
     @property
     def labels_of_channels(self) -> Sequence[int]:

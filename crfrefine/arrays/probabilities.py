@@ -187,6 +187,14 @@ class Look:
         return None
 
     @property
+    def overshoot(self) -> str:
+        """What is done with values outside [0, 1] that interpolation left, in words."""
+        return (
+            "they sum to 1 at each voxel; values outside [0, 1], as after cubic interpolation, "
+            f"such as {self.outside}, are clipped, and the sum is made 1 again"
+        )
+
+    @property
     def counted_sums(self) -> Float32:
         """(N,), the sums at the voxels that count."""
         return self.sums[~self.is_equal]
@@ -287,6 +295,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
     said = kind if input_type == "auto" else input_type
     may_be_probabilities = said != "logits" and not look.are_logits
     decided = said or "logits"
+    reason = who_says(input_type)
     outside = look.outside
     if outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
@@ -300,9 +309,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
                 )
             page = see("docs/reference/formats.md#regions")
             raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS} ({page}).")
-        if is_declared:
-            reason = who_says(input_type)
-        else:
+        if not is_declared:
             decided = "probabilities"
             reason = "all values lie in [0, 1] and sum to 1 at each voxel"
             if kind is None and are_zero_outside_a_body(look.is_zero):
@@ -310,7 +317,7 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
     elif may_be_probabilities and not look.bad_sums(SUM_TOLERANCE):
         # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
         decided = "probabilities"
-        reason = _describe_overshoot(look)
+        reason = look.overshoot
     else:
         if input_type != "logits":
             _refuse_scaled(look, path)
@@ -321,8 +328,6 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
             )
         if said is None:
             reason = f"it has values outside [0, 1], such as {outside}"
-        else:
-            reason = who_says(input_type)
     return decided, NoteKind.TAKEN_AS(name=path.name, what=decided, reason=reason)
 
 
@@ -355,13 +360,6 @@ def _refuse_scaled(look: Look, path: Path) -> None:
     )
 
 
-def _describe_overshoot(look: Look) -> str:
-    return (
-        "they sum to 1 at each voxel; values outside [0, 1], as after cubic interpolation, such as "
-        f"{look.outside}, are clipped, and the sum is made 1 again"
-    )
-
-
 def identify_array(values: Floating, input_type: str) -> tuple[str, Notes]:
     """Return what `identify` says about (L, *grid) of a caller, who does not say "logits".
 
@@ -386,7 +384,7 @@ def identify_array(values: Floating, input_type: str) -> tuple[str, Notes]:
         )
     if look.outside is None:
         return decided, ()
-    return decided, (NoteKind.CLIPPED_PROBABILITIES(problem=_describe_overshoot(look)),)
+    return decided, (NoteKind.CLIPPED_PROBABILITIES(problem=look.overshoot),)
 
 
 def who_says(input_type: str) -> str:

@@ -131,10 +131,11 @@ class Case:
 
         None if they do everywhere.
         """
-        if self.coarse_labels is not None:  # Equal shares of labels are no padding.
-            return None
         network = self.network
-        if isinstance(network, ArrayNetwork) and network.unseen is not None:
+        if isinstance(network, LabelMapNetwork):  # Equal shares of labels are no padding.
+            return None
+        assert isinstance(network, ArrayNetwork)
+        if network.unseen is not None:
             return network.unseen if network.unseen.any() else None
         are_regions = network.regions is not None
         stored = reverse_grid(self.logits)

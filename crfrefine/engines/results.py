@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Float64, Labels
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.cpu import load_engine
 from crfrefine.errors import InputError
@@ -36,15 +36,15 @@ def softmax(logits: Float32, threads: int | None = None, out: Float32 | None = N
     return out
 
 
-def channel_ranges(channels: Array, threads: int | None = None) -> list[tuple[float, float]]:
-    """Return the smallest and largest value of each channel, in float32.
+def channel_ranges(channels: Array, threads: int | None = None) -> Float64:
+    """Return the smallest and largest value of each channel in float32, (C, 2).
 
     Both are NaN for a channel with a value that is not finite in float32.
     """
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(channels, np.float32)
     extremes = load_engine().channel_ranges(values, threads or available_threads())
-    return list(zip(extremes[::2], extremes[1::2], strict=True))
+    return np.reshape(extremes, (-1, 2))
 
 
 def largest_magnitude(channels: Array, name: str, threads: int | None = None) -> float:
@@ -52,7 +52,7 @@ def largest_magnitude(channels: Array, name: str, threads: int | None = None) ->
 
     Raises InputError, with their name, for values that are not finite in float32.
     """
-    ranges = np.array(channel_ranges(channels, threads), np.float64)
+    ranges = channel_ranges(channels, threads)
     for number in np.flatnonzero(np.isnan(ranges[:, 0])):
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(channels[number].astype(np.float32))

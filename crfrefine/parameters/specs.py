@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crfrefine.base.axes import Axes
 from crfrefine.base.numerics import RADIUS_MARGIN
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import KERNELS
@@ -80,6 +81,16 @@ class KernelSetSpec:
     def num_thetas(self) -> int:
         """The number of bandwidths of all kernels."""
         return sum(len(kernel.theta) for kernel in self.kernels)
+
+    def in_order(self, order: Axes) -> KernelSetSpec:
+        """Return the kernels for a grid with its axes in an order."""
+        kernels = []
+        for kernel in self.kernels:
+            kernels.append(kernel._replace(theta_position=order.along(kernel.theta_position)))
+        steps = self.network_spacing
+        if steps is not None:
+            steps = order.along(steps)
+        return dataclasses.replace(self, kernels=tuple(kernels), network_spacing=steps)
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return the distance between neighbors along each axis in the unit of the bandwidths.

@@ -11,11 +11,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import (
-    ArrayOrImage,
-    copied,
-    open_arguments,
-)
+from crfrefine.arrays.arguments import open_arguments
+from crfrefine.arrays.library_images import ArrayOrImage, copied, open_arrays
 from crfrefine.arrays.network import ArrayNetwork
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions
@@ -137,11 +134,11 @@ def refine(
     if parameters is None and network_spacing is not None:
         parameters = "sharp"
     parameters = as_parameters(parameters)
+    arrays, spacing = open_arrays(
+        {"logits": logits, "image": image}, {"mask": mask, "strokes": strokes}, spacing
+    )
     network, raw, distances, inside, drawn = open_arguments(
-        logits,
-        image,
-        mask,
-        strokes,
+        arrays,
         spacing=spacing,
         input_type=input_type,
         network_spacing=network_spacing,

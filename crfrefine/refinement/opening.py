@@ -1,4 +1,4 @@
-"""The door of a refinement: what is given becomes one case, checked and in storage order.
+"""The door of a refinement: a network's output and an image become one case, in storage order.
 
 Here the order in memory of the network's output is asked for, and every array is turned into it.
 The kind of values, the labels of channels and the parameters that count for them are settled, too.
@@ -30,7 +30,6 @@ from crfrefine.arrays.region_scheme import (
     take_log_odds,
 )
 from crfrefine.base.array_types import Array, Bool, Spacing
-from crfrefine.base.axes import Axes
 from crfrefine.base.notes import Notes
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.engines.results import channel_ranges, largest_magnitude
@@ -60,7 +59,8 @@ def open_case(
     volume read from a file is not copied.
     """
     order = network.order
-    if image.ndim == len(order.sources):
+    num_dims = len(spacing)
+    if image.ndim == num_dims:
         image = image[None]
     if mask is not None and not mask.any():
         raise InputError("the mask is empty: there is no voxel to refine")
@@ -77,17 +77,19 @@ def open_case(
             # Islands that rules remove belong to no label's volume.
             cleaned = clean(network.labels, parameters.postprocess, spacing)
             cleaned = replace(cleaned, label_map=order.apply(cleaned.label_map))
+        network = network.in_order(order)
     else:
         channel_labels = network.labels_of_channels
     if strokes is not None:
         strokes = strokes.numbered(channel_labels).in_order(order)
-    model = _model_of(network, parameters, len(image), order)
-    network = network.in_order(order)
+    model = _model_of(network, parameters, len(image), num_dims)
+    if isinstance(network, ArrayNetwork):
+        network, notes = _open_channels(network.in_order(order), context.threads)
+    steps = cast("Spacing | None", network.network_spacing)
+    kernels = replace(model.kernels, network_spacing=steps).in_order(order)
     if mask is not None:
         mask = order.apply(mask)
     grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
-    if isinstance(network, ArrayNetwork):
-        network, notes = _open_channels(network, context.threads)
     # Readers check the images of other networks.
     if not isinstance(network, StreamedNetwork):
         grid_image, of_nan = _without_nan(grid_image, context.threads)
@@ -96,7 +98,7 @@ def open_case(
         network,
         grid_image,
         parameters,
-        model,
+        replace(model, kernels=kernels),
         backend,
         context,
         order,
@@ -129,9 +131,9 @@ def _open_label_map(
 
 
 def _model_of(
-    network: Network, parameters: CrfParameters, num_modalities: int, order: Axes
+    network: Network, parameters: CrfParameters, num_modalities: int, num_dims: int
 ) -> ModelSpec:
-    """Return the model of the labels, or of the regions, in storage order.
+    """Return the model of the labels, or of the regions.
 
     Raises ConfigError for parameters that do not fit them, or need another form of the output.
     """
@@ -147,21 +149,12 @@ def _model_of(
         if is_label_map:
             problem = "needs the network's probabilities, and a label map has none"
         raise ConfigError(f"postprocess.protect_probability: {problem}; set it to 0")
-    sizes = (network.num_channels, num_modalities, len(order.sources))
+    sizes = (network.num_channels, num_modalities, num_dims)
     if network.regions is not None:
         num_labels = network.regions.num_labels
         parameters.postprocess.spread({"label": num_labels})  # checks the lengths
-        model = resolve_regions(parameters, *sizes)
-    else:
-        model = parameters.resolve(*sizes)
-    kernels = []
-    for kernel in model.kernels.kernels:
-        kernels.append(kernel._replace(theta_position=order.along(kernel.theta_position)))
-    kernel_set = replace(model.kernels, kernels=tuple(kernels))
-    if network.network_spacing is not None:
-        steps = cast("Spacing", network.network_spacing)
-        kernel_set = replace(kernel_set, network_spacing=order.along(steps))
-    return replace(model, kernels=kernel_set)
+        return resolve_regions(parameters, *sizes)
+    return parameters.resolve(*sizes)
 
 
 def _open_channels(network: ArrayNetwork, threads: int | None) -> tuple[ArrayNetwork, Notes]:
@@ -174,11 +167,12 @@ def _open_channels(network: ArrayNetwork, threads: int | None) -> tuple[ArrayNet
     kind = network.input_type
     largest = largest_magnitude(values, "logits", threads)
     if network.regions is not None and largest > MAX_LOG_ODDS:
+        largest = MAX_LOG_ODDS
         values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
     if kind != "logits":
         kind, on_kind = identify_array(values, kind)
         notes += on_kind
-    return replace(network, values=values, input_type=kind), notes
+    return replace(network, values=values, input_type=kind, largest=largest), notes
 
 
 def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:

@@ -1,7 +1,7 @@
 """A network's output and the image, prepared for the mean field.
 
-Padding leaves the mask, the image is normalized, strokes edit the logits, and tiles are planned
-where these save work or the channels are not in memory.
+Padding is found and leaves the mask, the image is normalized, strokes edit the logits, and tiles
+are planned where these save work or the channels are not in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from crfrefine.arrays.padding import find_padding, leave_out
 from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.limits import require_memory
 from crfrefine.base.numerics import MIN_PROBABILITY
-from crfrefine.engines.results import largest_magnitude
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.given import CaseToRefine, Prepared
@@ -38,6 +37,7 @@ def prepare(case: CaseToRefine) -> Prepared:
         values = network.values
         is_probability = network.input_type == "probabilities"
         are_regions = network.regions is not None
+        largest = network.largest
         unseen = network.unseen
         if unseen is None:
             ties = find_ties(values, are_regions=are_regions)
@@ -49,13 +49,11 @@ def prepare(case: CaseToRefine) -> Prepared:
         mask, num_padding, notes = leave_out(
             unseen, case.image.mask, "logits", are_regions=are_regions
         )
-        threads = case.context.threads
-        largest = largest_magnitude(values, "logits", threads)
         if unseen is not None and largest / case.parameters.mean_field.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any
             # other constant means the same.
             values = np.where(unseen, 0.0, values)
-            largest = largest_magnitude(values, "logits", threads)
+            largest = float(np.abs(values).max())
         if is_probability:
             largest = -math.log(MIN_PROBABILITY)
         _require_small_logits(largest, case.parameters)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.components import Cleaned, check_losses, clean
+from crfrefine.arrays.components import check_losses, clean
 from crfrefine.arrays.intensity import notes_on_intensity
 from crfrefine.arrays.label_maps import renumber
 from crfrefine.arrays.network import LabelMapNetwork, Network
@@ -23,7 +23,6 @@ from crfrefine.engines.base import NO_CONTEXT, Backend, RunContext
 from crfrefine.engines.results import channel_ranges
 from crfrefine.errors import DeviceMemoryError, InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.opening import open_case
 from crfrefine.refinement.preparing import prepare
@@ -158,10 +157,8 @@ def _result_of(
     spacing = order.inverse.along(case.image.spacing)
     network_labels, labels = refined.label_maps(prepared, case)
     refined.settle(prepared, case)
-    cleaned = Cleaned(order.undo(labels))
     rules = case.parameters.postprocess
-    if rules != PostprocessParameters():
-        cleaned = clean(cleaned.label_map, rules, spacing)
+    cleaned = clean(order.undo(labels), rules, spacing)
     if rules.protects:
         from crfrefine.refinement.protecting import keep_cores
 

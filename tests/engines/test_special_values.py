@@ -126,7 +126,7 @@ def test_ranges_tell_of_any_value_that_is_not_finite(value):
         spoiled = channels.copy()
         spoiled[1].flat[place] = value
         first, second = channel_ranges(spoiled)
-        assert first == (channels[0].min(), channels[0].max())
+        assert tuple(first) == (channels[0].min(), channels[0].max())
         assert np.isnan(second).all()
         spoiled[1].flat[place] = 100.0
         assert channel_ranges(spoiled)[1][1] == 100.0
