@@ -72,7 +72,7 @@ void PairSum::add_moments_of(int64_t voxel, int any_channels, BrickMemory& memor
             }
         }
         for (int r = 0; r < kPairRows; ++r) {
-            product[r] *= exp2_nonpositive(weight[r]);
+            product[r] *= Exp2<vfloat>()(weight[r]);
             for (int m = 0; m < num_modalities; ++m)
                 by_modality[m] += product[r] * (difference[r][m] * difference[r][m]);
             for (int a = 0; a < kMomentAxes; ++a)

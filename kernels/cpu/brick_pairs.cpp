@@ -259,6 +259,7 @@ void PairSum::add_pairs(int64_t first_voxel, int64_t num_voxels, const Channels&
     const Offset* const only_first = offsets_.data() + num_of_both_;
     const Offset* const only_second = only_first + num_of_first_;
     const Offset* const last = offsets_.data() + offsets_.size();
+    const Exp2<vregister, vregister> exp2;
     constexpr std::integral_constant<int, 0> kFirst;
     constexpr std::integral_constant<int, 1> kSecond;
     constexpr std::integral_constant<int, kPairRows> kEnd;
@@ -293,7 +294,7 @@ void PairSum::add_pairs(int64_t first_voxel, int64_t num_voxels, const Channels&
                         weight[r] -= difference * difference;
                     }
                 }
-                for (int r = kBegin; r < kLast; ++r) weight[r] = exp2_nonpositive(weight[r]);
+                for (int r = kBegin; r < kLast; ++r) weight[r] = exp2(weight[r]);
                 for (int c = 0; c < C; ++c) {
                     const vregister other_sent = load_part(sent + c * stride + linear);
                     float* const to = received + c * stride + linear;

@@ -81,7 +81,7 @@ class ExactFilter final : public Filter {
                         difference[d] = load(feature + first) - feature[m];
                         exponent -= difference[d] * difference[d];
                     }
-                    const vfloat weight = exp2_nonpositive(exponent);
+                    const vfloat weight = Exp2<vfloat>()(exponent);
                     const float* other_u = sent.get() + 2 * m * num_channels;
                     const float* other_v = other_u + num_channels;
                     vfloat forth{}, back{};
@@ -133,7 +133,7 @@ class ExactFilter final : public Filter {
                         const vfloat difference = load(feature + first) - feature[m];
                         squared += difference * difference;
                     }
-                    const vfloat weight = exp2_nonpositive(-squared);
+                    const vfloat weight = Exp2<vfloat>()(-squared);
                     for (int c = 0; c < kChannelGroup; ++c)
                         partial[c] += weight * sent[m * kChannelGroup + c];
                 }

@@ -59,8 +59,7 @@ void KernelInput::require_span() const {
         throw CapacityError("theta_beta " + printed(theta_beta[m]) + " of modality " +
                             std::to_string(m) +
                             " is less than a millionth of its range of intensities; use a larger "
-                            "bandwidth, or normalize the "
-                            "intensities");
+                            "bandwidth, or normalize the intensities");
     }
 }
 

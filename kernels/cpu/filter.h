@@ -118,11 +118,8 @@ std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested,
                                               const KernelInput& input, const ExpectedCalls& calls,
                                               ThreadPool& pool);
 
-enum class Normalization {
-    kSymmetric,
-    kAfter,
-    kNone
-};  // kNone: of messages alone, not of a mean field
+// kNone: of messages alone, not of a mean field
+enum class Normalization { kSymmetric, kAfter, kNone };
 
 // A filter with its normalization.
 struct Kernel {

@@ -14,7 +14,7 @@ float* MomentSums::cleared_pull(const KernelInput& input, const float* image) {
     if (!image) return nullptr;
     const int num_modalities = input.num_modalities();
     pull_.grow(num_modalities * num_voxels_);
-    clear_rows(pull_.get(), num_voxels_, num_modalities, pool_);
+    fill(pull_.get(), num_voxels_ * num_modalities, 0.0f, pool_);
     return pull_.get();
 }
 
@@ -85,10 +85,10 @@ void MomentSums::add_singly(Filter& filter, const FilteredPair& pair, const Kern
         float* const gradient =
             image && f < input.num_modalities() ? image + f * num_voxels_ : nullptr;
         input.fill_column(f, column, pool_);
-        clear_rows(filtered, num_voxels_, pair.num_channels, pool_);
+        fill(filtered, num_voxels_ * pair.num_channels, 0.0f, pool_);
         filter.accumulate({pair.v, pair.num_channels, filtered, column}, workspace_);
         if (gradient) {
-            clear_rows(back, num_voxels_, pair.num_channels, pool_);
+            fill(back, num_voxels_ * pair.num_channels, 0.0f, pool_);
             filter.accumulate_transposed({pair.u, pair.num_channels, back, column}, workspace_);
         }
         const float inverse = static_cast<float>(1 / input.theta(f));

@@ -402,8 +402,7 @@ class GridFilter final : public Filter {
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     // bands: the cells of a plane at one cell along the second axis, unless that is the last
     int64_t num_bands_ = 1, band_size_ = 0;
-    float *grid_ = nullptr,
-          *planes_ = nullptr;      // in the workspace: the grid, and a batch of planes
+    float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: also a batch of planes
     std::vector<Stretch> filled_;  // (plane of the batch, band) cells that voxels send to
     std::vector<Stretch> occupied_,
         wide_;  // (cell along the first axis, band) nonzero cells before and after the blur

@@ -153,7 +153,7 @@ constexpr bool kPlacesLanes = false;
 template <int Quad>
 inline vfloat place_quad(vquads four, int32_t first) {
     alignas(vfloat) float placed[kLanes]{};
-    store4(placed + first, four);
+    store_lanes(placed + first, four);
     return load(placed);
 }
 #endif

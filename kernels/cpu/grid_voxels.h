@@ -107,7 +107,7 @@ class GridVoxels {
                 const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n];
                 const vfloat4 weight = spline_weights(voxels.fraction[0][n]);
                 for (int j = 0; j < kSpan; ++j, cell += bins)
-                    store4(cell, load4(cell) + weight * across[j]);
+                    store_lanes(cell, load4(cell) + weight * across[j]);
             });
         } else {
             const RowVoxels voxels = row_voxels<2>(row, values, pre, memory);
@@ -119,7 +119,7 @@ class GridVoxels {
                     float* cell = to + voxels.cell[n] + j * bins;
                     const vfloat4 scaled = inner * across[j];
                     for (int k = 0; k < kSpan; ++k, cell += inner_bins)
-                        store4(cell, load4(cell) + scaled * outer[k]);
+                        store_lanes(cell, load4(cell) + scaled * outer[k]);
                 }
             });
         }
@@ -344,7 +344,8 @@ class GridVoxels {
                 const vfloat4 own = load4(rows + i * kColumns);
                 const vfloat4 weight = spline_weights(batch.fraction[M - 1][i]);
                 float* const product = voxels.product + (voxels.count + i) * kLanes;
-                for (int k = 0; k < kSpan; ++k) store4(product + k * kColumns, own * weight[k]);
+                for (int k = 0; k < kSpan; ++k)
+                    store_lanes(product + k * kColumns, own * weight[k]);
                 voxels.fraction[voxels.count + i] = batch.fraction[0][i];
                 voxels.cell[voxels.count + i] = batch.cell[i] * kColumns;
                 voxels.x[voxels.count + i] = static_cast<int32_t>(batch.x) + i;

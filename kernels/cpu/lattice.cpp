@@ -341,7 +341,7 @@ class LatticeFilter final : public Filter {
             interleave<4>(column, features);
             for (int64_t i = 0; i < count; ++i, to += kLanes) {
                 const vfloat4 own = load4(channels + 4 * i);
-                for (int f = 0; f < 4; ++f) store4(to + 4 * f, own * features[4 * i + f]);
+                for (int f = 0; f < 4; ++f) store_lanes(to + 4 * f, own * features[4 * i + f]);
             }
         });
     }

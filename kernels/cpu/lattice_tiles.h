@@ -141,9 +141,8 @@ inline TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
     extent[axes - 1] = axes == 1 ? most_voxels : kLanes;
     for (int64_t a = axes - 2, left = most_voxels / kLanes; a >= 0; --a) {
         const double side = std::pow(static_cast<double>(left), 1.0 / static_cast<double>(a + 1));
-        extent[a] =
-            int64_t{1} << static_cast<int>(
-                std::log2(side) + 1e-9);  // an exact power of two may come out slightly too small
+        // An exact power of two may come out slightly too small.
+        extent[a] = int64_t{1} << static_cast<int>(std::log2(side) + 1e-9);
         left /= extent[a];
     }
     int64_t num_bricks = 1;

@@ -172,16 +172,14 @@ class MeanField {
         const bool counts_labels = volumes_.counts_labels(block);
         vfloat largest{}, log_sum{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const vint valid = first_lanes(lanes);
+            const vint valid = first_lanes(count - i);
             const LabelLanes rows{memory + i};
             largest += select(valid, largest_label<0>(rows, num_labels_).largest, vfloat{});
             const UpdateLanes lanes_start = update_marginals<0>(rows, rows, num_labels_);
             log_sum += select(valid, lanes_start.log_sum, vfloat{});
-            for (int lane = 0; counts_labels && lane < lanes; ++lane) {
-                const int label = static_cast<int>(lanes_start.label[lane]);
-                volumes_.count(block * kVoxelBlock + i + lane, label);
-            }
+            const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
+            for (int lane = 0; counts_labels && lane < lanes; ++lane)
+                volumes_.count(block * kVoxelBlock + i + lane, lanes_start.label[lane]);
         }
         store_marginals(block, memory);
         volumes_.store_masses(block, memory);
@@ -201,11 +199,10 @@ class MeanField {
         vfloat quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const int64_t left = count - i;
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
             const vfloat largest =
                 largest_label<L>(LabelLanes{rows.logits + i}, num_labels_).largest;
             const vfloat all = load_messages(rows, block * kVoxelBlock, i, left, is_final);
-            subtract_pairwise<L>(rows, i, all, largest, valid, quadratic);
+            subtract_pairwise<L>(rows, i, all, largest, first_lanes(left), quadratic);
         }
         if (volumes_) volumes_.add_bias(block, rows.logits);
         return quadratic;
@@ -222,7 +219,7 @@ class MeanField {
         vfloat linear{}, divergence{};
         vint flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            const vint valid = first_lanes(count - i);
             const LabelLanes lanes{rows.logits + i};
             const UpdateLanes now = update_marginals<L>(lanes, lanes, num_labels_);  // (5)
             add_unary<L>(rows, i, valid, now.negative_entropy, linear);

@@ -40,7 +40,7 @@ class Backward {
                            scratch_[thread].get());
             store_rows(scratch_[thread].get(), num_voxels_, block, num_labels_, grad_x_.get());
         });
-        clear_rows(grad_start_.get(), num_voxels_, num_labels_, pool_);
+        fill(grad_start_.get(), num_voxels_ * num_labels_, 0.0f, pool_);
         // No gradient depends on the numbers of voxels to keep.
         if (options_.keeps_volumes())
             volume_ = std::make_unique<VolumeTerm>(std::vector<double>(num_labels_),
@@ -144,7 +144,7 @@ class Backward {
             compatibility_times(y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
-        clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
+        fill(grad_marginals_.get(), num_voxels_ * num_sent_, 0.0f, pool_);
         const StepGradients gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
         for (size_t m = 0; m < set_.kernels.size(); ++m) messages_.pass_step(m, gradients);
         for_blocks([&](int64_t block, int thread) {

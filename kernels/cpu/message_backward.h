@@ -74,7 +74,7 @@ class MessageBackward {
         for_blocks([&](int64_t block, int thread) {
             differentiate_messages(m, step, block, scratch_[thread].get());
         });
-        clear_rows(returned_.get(), num_voxels_, 2 * num_sent_, pool_);
+        fill(returned_.get(), 2 * num_sent_ * num_voxels_, 0.0f, pool_);
         if (moments_wanted_) {
             for_blocks([&](int64_t block, int) { scale_both(kernel, step.marginals, block); });
             if (filter.traits.is_symmetric && num_voxels_ <= kFewVoxels) {
@@ -162,7 +162,7 @@ class MessageBackward {
 
     // Computes K^T u of one channel.
     void filter_back(size_t m) {
-        clear_rows(ktu_, num_voxels_, 1, pool_);
+        fill(ktu_, num_voxels_, 0.0f, pool_);
         set_.kernels[m].filter->accumulate_transposed({u_, 1, ktu_}, workspace_);
     }
 

@@ -23,12 +23,7 @@ typedef float vfloat4 __attribute__((vector_size(16)));
 
 inline vfloat load(const float* p) { return load_lanes<vfloat>(p); }
 inline void store(float* p, vfloat v) { store_lanes(p, v); }
-inline vfloat4 load4(const float* p) {
-    vfloat4 v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
+inline vfloat4 load4(const float* p) { return load_lanes<vfloat4>(p); }
 
 inline vfloat splat_lanes(float x) { return splat<vfloat>(x); }
 inline vint splat_lanes(int32_t x) { return splat<vint>(x); }
@@ -119,20 +114,9 @@ inline uint8_t bits_of_eight(const uint8_t* bytes) {
 }
 
 // The first `count` lanes are ones, the rest zeros.
-inline vint first_lanes(int count) {
+inline vint first_lanes(int64_t count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return is_greater(splat_lanes(static_cast<int32_t>(count)), index);
-}
-
-// 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
-template <class V>
-inline V exp2_of_fraction(V f) {
-    constexpr float c1 = 0.693147182f;
-    constexpr float c2 = 0.240226462f;
-    constexpr float c3 = 0.0555032725f;
-    constexpr float c4 = 0.00961842779f;
-    constexpr float c5 = 0.00133952777f;
-    return 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
 }
 
 constexpr double kLog2e = 1.4426950408889634;          // exp(x) = 2^(x kLog2e)
@@ -143,36 +127,54 @@ constexpr double kSqrtHalfLog2e = 0.8493218002880191;  // exp(-d^2 / 2) = 2^-(d 
 inline constexpr float kTiny = std::numeric_limits<float>::min();
 
 // 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
-template <class V>
-inline V exp2_nonpositive(V t) {
+// Constant: float, or V, which keeps the constants in registers through a loop: of floats the
+// compiler reads most from memory each time.
+template <class V, class Constant = float>
+class Exp2 {
+   public:
+    V operator()(V t) const {
 #if defined(__AVX512F__)
-    // The masked forms, because GCC 12 warns of the others' undefined pass-through operand.
-    constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    // half a register, which some processors compute in half the time
-    if constexpr (sizeof(V) == 32) {
-        const __m256 whole = _mm256_maskz_roundscale_ps(0xff, (__m256)t, kRounding);
-        return (V)_mm256_maskz_scalef_ps(0xff, (__m256)exp2_of_fraction(t - (V)whole), whole);
-    } else {
+        // The masked forms, because GCC 12 warns of the others' undefined pass-through operand.
+        constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         const __m512 whole = _mm512_maskz_roundscale_ps(0xffff, (__m512)t, kRounding);
-        return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)exp2_of_fraction(t - (V)whole), whole);
-    }
+        return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)of_fraction(t - (V)whole), whole);
 #else
-    typedef decltype(t > t) Integers;
-    t = vmax(t, splat<V>(-126.0f));
-    // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
-    const float magic = 12582912.0f;
-    const V shifted = t + magic;
-    const V p = exp2_of_fraction(t - (shifted - magic));
-    return (V)((Integers)p + ((Integers)shifted << 23));
+        typedef decltype(t > t) Integers;
+        t = vmax(t, splat<V>(-126.0f));
+        const V shifted = t + magic_;
+        const Integers fraction = (Integers)of_fraction(t - (shifted - magic_));
+        return (V)(fraction + ((Integers)shifted << 23));
 #endif
-}
+    }
+
+   private:
+    static Constant constant(float x) {
+        Constant number = splat<Constant>(x);
+#if defined(__AVX2__)
+        // not a constant any more, as far as the compiler knows
+        if constexpr (!std::is_same_v<Constant, float>) asm("" : "+x"(number));
+#endif
+        return number;
+    }
+
+    // 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
+    V of_fraction(V f) const {
+        return 1.0f + f * (c1_ + f * (c2_ + f * (c3_ + f * (c4_ + f * c5_))));
+    }
+
+    const Constant c1_ = constant(0.693147182f), c2_ = constant(0.240226462f),
+                   c3_ = constant(0.0555032725f), c4_ = constant(0.00961842779f),
+                   c5_ = constant(0.00133952777f);
+    // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    const Constant magic_ = constant(12582912.0f);
+};
 
 // e^t for t <= 0; 0 where it would be below the smallest normal number. Filters skip zeros, and
 // subnormal numbers are slow.
 inline vfloat exp_nonpositive(vfloat t) {
     const vfloat power = t * 1.44269504f;
     constexpr float kBelow = -0x1.f80002p6f;  // the number before -126
-    return (vfloat)select(is_greater(power, splat_lanes(kBelow)), (vint)exp2_nonpositive(power),
+    return (vfloat)select(is_greater(power, splat_lanes(kBelow)), (vint)Exp2<vfloat>()(power),
                           vint{});
 }
 
@@ -221,7 +223,7 @@ struct LaneRange {
 
     void add(const float* values, int64_t count) {
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(kLanes, count - i)));
+            const vint valid = first_lanes(count - i);
             const vfloat v = load_some(values + i, count - i);
             poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
             least = select(valid & (v < least), v, least);

@@ -25,9 +25,8 @@ inline std::vector<SpatialTaps> spatial_taps(const std::vector<double>& sigma,
             static_cast<int64_t>(std::min(std::ceil(reach), static_cast<double>(shape[a] - 1)));
         for (int64_t k = 0; k <= last; ++k) {
             const double u = static_cast<double>(k) / sigma[a], gaussian = std::exp(-0.5 * u * u);
-            const double x =
-                std::clamp(reach + 1 - static_cast<double>(k), 0.0,
-                           1.0);  // 0 at the end of the kernel, 1 where it has its full weight
+            // 0 at the end of the kernel, 1 where it has its full weight
+            const double x = std::clamp(reach + 1 - static_cast<double>(k), 0.0, 1.0);
             const double fade = x * x * (3 - 2 * x), fade_slope = 6 * x * (1 - x) * reach;
             taps[a].weight.push_back(gaussian * fade);
             // A tap with full weight has only the Gaussian's slope; and reach may be infinite.

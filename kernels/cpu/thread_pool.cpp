@@ -96,10 +96,8 @@ void ThreadPool::take_items(int thread) {
     Workers& own = *workers_;
     try {
         for (int64_t item;
-             (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;) {
+             (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;)
             take_item(own.body, item, thread);
-            if (thread == 0) poll_if_due();
-        }
     } catch (...) {
         std::lock_guard lock(own.mutex);
         if (!own.error) own.error = std::current_exception();
@@ -107,10 +105,13 @@ void ThreadPool::take_items(int thread) {
     }
 }
 
-// Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
-void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const {
-    const SubnormalsAsZeros mode(subnormals_are_zeros_);
-    body(item, thread);
+void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) {
+    {
+        // Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
+        const SubnormalsAsZeros mode(subnormals_are_zeros_);
+        body(item, thread);
+    }
+    if (thread == 0) poll_if_due();
 }
 
 void ThreadPool::poll_if_due() {
@@ -150,10 +151,7 @@ void ThreadPool::run(int64_t num_items, FunctionRef<int64_t, int> body) {
     own.items_per_look = own.items_left = 1;
     if (num_threads_ > 1 && num_items > 1) start_workers();
     if (own.threads.empty() || num_items == 1) {
-        for (int64_t item = 0; item < num_items; ++item) {
-            take_item(body, item, 0);
-            poll_if_due();
-        }
+        for (int64_t item = 0; item < num_items; ++item) take_item(body, item, 0);
         return;
     }
     {

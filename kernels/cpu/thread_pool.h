@@ -60,7 +60,7 @@ class ThreadPool {
     void start_workers();
     void work(int thread, uint64_t seen);
     void take_items(int thread);
-    void take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const;
+    void take_item(FunctionRef<int64_t, int> body, int64_t item, int thread);
     void poll_if_due();
 
     void (*const poll_)();

@@ -27,8 +27,7 @@ void solve_definite(std::vector<double>& matrix, std::vector<double>& right) {
 }
 
 void subtract_mean(std::vector<double>& values) {
-    double total = 0;
-    for (double value : values) total += value;
+    const double total = std::accumulate(values.begin(), values.end(), 0.0);
     for (double& value : values) value -= total / static_cast<double>(values.size());
 }
 }  // namespace
@@ -150,5 +149,4 @@ void MassSums::add(float* rows, int64_t count) {
     }
     add_couplings(rows, padded, present_, num_labels, coupling.data());
 }
-
 }  // namespace crf

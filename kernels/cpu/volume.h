@@ -101,11 +101,8 @@ class KeptVolumes {
         for (int l = 0; l < num_labels_; ++l) {
             const float* row = rows + l * kBlockRow;
             double total = 0;
-            for (int64_t i = 0; i < count; i += kLanes) {
-                const auto valid =
-                    first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-                total += sum_lanes(select(valid, load(row + i), vfloat{}));
-            }
+            for (int64_t i = 0; i < count; i += kLanes)
+                total += sum_lanes(select(first_lanes(count - i), load(row + i), vfloat{}));
             block_masses_[block * num_labels_ + l] = total;
         }
     }

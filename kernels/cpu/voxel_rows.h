@@ -42,10 +42,10 @@ inline void multiply_rows(const std::vector<float>& factors, int64_t block, int 
         for (int64_t i = 0; i < count; ++i) rows[c * kBlockRow + i] *= factors[begin + i];
 }
 
-// Sets (row, voxel) to zero.
-inline void clear_rows(float* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
-    pool.run_blocks(num_voxels * num_rows, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
-        std::fill(values + begin, values + end, 0.0f);
+template <class T>
+void fill(T* values, int64_t count, T value, ThreadPool& pool) {
+    pool.run_blocks(count, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
+        std::fill(values + begin, values + end, value);
     });
 }
 
@@ -53,9 +53,7 @@ inline void clear_rows(float* values, int64_t num_voxels, int num_rows, ThreadPo
 template <class T = float>
 Buffer<T> filled(int64_t count, T value, ThreadPool& pool) {
     Buffer<T> values(count);
-    pool.run_blocks(count, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
-        std::fill(values.get() + begin, values.get() + end, value);
-    });
+    fill(values.get(), count, value, pool);
     return values;
 }
 
