@@ -44,7 +44,7 @@ class MeanField(torch.autograd.Function):
         ctx: Any,
         items: Sequence[tuple[Kernels, MeanFieldSpec]],
         num_at_once: int,
-        *tensors: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Take all steps of each item; return the refined logits of each.
 
@@ -86,11 +86,9 @@ class MeanField(torch.autograd.Function):
         def run(number: int) -> MeanFieldGradients:
             item = groups[number]
             wants = needed_by_item[number]
-            # Gradients of parameters that are on the CPU go there.
-            goes_to_cpu = False
-            for name in TENSORS:
-                if wants[name] and item[name].device.type == "cpu":
-                    goes_to_cpu = True
+            # Gradients of parameters go to the device that these are on.
+            are_on_cpu = item["weights"].device.type == "cpu"
+            goes_to_cpu = are_on_cpu and any(wants[name] for name in TENSORS)
             kernels, _ = ctx.items[number]
             return kernels.backward(
                 ctx.tapes[number]._replace(record=to_array(records[number])),

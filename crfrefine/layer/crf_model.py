@@ -63,13 +63,13 @@ class CrfModel:
     compatibility: Tensor  # (L, L)
     temperature: Tensor  # ()
     bias: Tensor  # (L,)
-    volume_weight: Tensor | None  # (), float64; None without a volume term
+    volume_weight: Tensor  # (), float64; 0 without a volume term
     run: MeanFieldSpec  # the numbers of the tensors, except the bandwidths
     kernels: KernelSetSpec
     label_threshold: float
 
     @property
-    def tensors(self) -> list[Tensor | None]:
+    def tensors(self) -> list[Tensor]:
         """The tensors, in the order of TENSORS."""
         return [getattr(self, name) for name in TENSORS]
 
@@ -81,9 +81,8 @@ class CrfModel:
         """
         leaves: dict[str, Any] = {}
         for name, tensor in zip(TENSORS, self.tensors, strict=True):
-            if tensor is not None:
-                leaf = tensor.detach().to(device)
-                leaves[name] = leaf.requires_grad_(tensor.requires_grad)
+            leaf = tensor.detach().to(device)
+            leaves[name] = leaf.requires_grad_(tensor.requires_grad)
         return replace(self, **leaves)
 
     def among(self, labels: SomeLabels | None) -> CrfModel:
@@ -123,19 +122,18 @@ def make_model(
     temperature: Tensor | float,
     bias: Values,
     volume: Tensor | float | None,
-    label_threshold: float,
-    **settings: Any,
+    settings: MeanFieldParameters,
 ) -> CrfModel:
     """Return the model of arguments of `functional.mean_field`, computed in `dtype`.
 
     The values of each term are its weight, and its bandwidths of position, and of intensity if it
-    has any.
+    has any. The settings are without temperature and bias, which are tensors.
 
-    Raises ConfigError if a setting is out of range, InputError if values do not fit the sizes.
+    Raises ConfigError if the volume's weight is out of range, InputError if values do not fit the
+    sizes.
     """
-    checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
     bandwidths = [(kind, values[1:]) for kind, values in terms]
-    kernels, theta = make_kernel_set(bandwidths, num_labels, num_modalities, num_axes, checked)
+    kernels, theta = make_kernel_set(bandwidths, num_labels, num_modalities, num_axes, settings)
     rows = [torch.zeros(0, num_labels, dtype=dtype, device=HOST)]
     for name, (_, values) in zip(kernels.names, terms, strict=True):
         rows.append(_spread(values[0], num_labels, f"{name}.weight", dtype)[None])
@@ -151,16 +149,15 @@ def make_model(
                 f"compatibility: expected {shape} finite penalties, got a tensor "
                 f"{tuple(penalties.shape)}"
             )
-    volume_weight = None
-    volume_number = 0.0
-    if volume is not None:
-        volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
-        volume_number = float(volume_weight.detach())
-        VolumeParameters(weight=volume_number)  # raises if it is out of range
-        if volume_weight.requires_grad:
-            volume_number = max(volume_number, _MIN_LEARNED)
+    if volume is None:
+        volume = 0.0
+    volume_weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
+    volume_number = float(volume_weight.detach())
+    VolumeParameters(weight=volume_number)  # raises if it is out of range
+    if volume_weight.requires_grad:
+        volume_number = max(volume_number, _MIN_LEARNED)
     weights = torch.cat(rows)
-    numbers: dict[str, Any] = own_fields(MeanFieldSpec, vars(checked))
+    numbers: dict[str, Any] = own_fields(MeanFieldSpec, vars(settings))
     # Copies in float64: a spec must not change with the tensors.
     for name, tensor in (("weights", weights), ("compatibility", penalties), ("bias", shift)):
         numbers[name] = np.array(tensor.detach().double().numpy())
@@ -177,7 +174,7 @@ def make_model(
         volume_weight,
         MeanFieldSpec(volume_weight=volume_number, **numbers),
         kernels,
-        label_threshold,
+        settings.label_threshold,
     )
 
 
@@ -229,11 +226,8 @@ def _spread(
             "(torch.stack)"
         )
     try:
-        if isinstance(value, Tensor):
-            tensor = value.to(HOST, dtype)
-        else:
-            # A number must not pass through PyTorch's default type, which has fewer digits.
-            tensor = torch.as_tensor(value, dtype=dtype, device=HOST)
+        # A number must not pass through PyTorch's default type, which has fewer digits.
+        tensor = torch.as_tensor(value, dtype=dtype, device=HOST)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; {expected}") from error
 

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base import notices
 from crfrefine.base.limits import check_threads, run_all
 from crfrefine.engines.base import Backend, GridImage, Kernels, RunContext
@@ -96,6 +94,8 @@ def mean_field(
         values = others.pop(kind, None)
         if values is not None:
             terms.append((kind, values))
+    # `others` now holds the other keys of `[mean_field]`.
+    checked = MeanFieldParameters(label_threshold=label_threshold, **others)
     model = make_model(
         logits.shape[1],
         image.shape[1],
@@ -106,8 +106,7 @@ def mean_field(
         temperature=temperature,
         bias=bias,
         volume=volume,
-        label_threshold=label_threshold,
-        **others,
+        settings=checked,
     )
     return refine_batch(
         logits,
@@ -146,15 +145,13 @@ def refine_batch(
         for index, inside in enumerate(masks):
             present = labels_taking_part(logits[index], inside, model)
             labels[index] = SomeLabels.of(present, logits.device)
-        kernels = _build(engine, image, model.kernels, spacing, masks, threads, copy=False)
+        kernels = _build(image, model.kernels, spacing, masks, threads, copy=False)
     else:
         _check_kernels(kernels, logits, image, model)
         # Of masks that are not given, kernels know only the number of voxels.
-        is_unknown = False
-        for item, inside in zip(kernels, masks, strict=True):
-            if inside is None and item.num_voxels != logits[0, 0].numel():
-                is_unknown = True
-        if not is_checked and not is_unknown:
+        num_voxels = min(item.num_voxels for item in kernels)
+        is_known = mask is not None or num_voxels == logits[0, 0].numel()
+        if not is_checked and is_known:
             inputs.check_logits(logits, masks)
         # The kernels were built from the image: it matters now only if its gradient is needed.
         if image.requires_grad:
@@ -164,7 +161,7 @@ def refine_batch(
 
     values = logits.to(dtype)
     runs = []
-    tensors: list[Tensor | None] = []
+    tensors: list[Tensor] = []
     for item, some, item_logits, item_image in zip(kernels, labels, values, image, strict=True):
         channels = item_logits
         if some is not None:
@@ -217,9 +214,9 @@ def build_kernels(
     spacing: Spacing | None,
     mask: Mask,
     num_labels: int,
+    settings: MeanFieldParameters,
     threads: int | None = None,
     copy: bool = True,
-    **settings: Any,
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for `mean_field`.
 
@@ -227,17 +224,14 @@ def build_kernels(
     of the image sets the precision. Other arguments and the errors are those of `mean_field`.
     Without `copy` the image must never be overwritten.
     """
-    checked = MeanFieldParameters(**settings)
-    spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, checked)
+    spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, settings)
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image)
-    engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
-    return _build(engine, image, spec, spacing, masks, threads, copy=copy)
+    return _build(image, spec, spacing, masks, threads, copy=copy)
 
 
 def _build(
-    engine: Backend,
     image: Tensor,
     spec: KernelSetSpec,
     spacing: Spacing | None,
@@ -249,18 +243,13 @@ def _build(
     if spacing is None:
         is_used = spec.positions != "voxels" and len(spec.kernels) > 0
         spacing = notices.assumed_spacing(matters=is_used)
-    inputs.check_spacing(spacing)
-    distances: Any = spacing
-    if isinstance(spacing, Tensor):
-        distances = spacing.detach().cpu().numpy()
-    if np.ndim(distances) != 2 or len(distances) != len(image):
-        distances = [distances] * len(image)
-    distances = [given_spacing(row, image.ndim - 2) for row in distances]
+    distances = inputs.spacings_by_item(spacing, len(image), image.ndim - 2)
     items = image.detach().unbind()
-    num_at_once = _num_at_once(engine, items)
-    context = RunContext(max(1, (threads or torch.get_num_threads()) // num_at_once))
     dtype = inputs.compute_dtype(image)
     device = image.device
+    engine = inputs.engine_for(device, dtype)
+    num_at_once = _num_at_once(engine, items)
+    context = RunContext(max(1, (threads or torch.get_num_threads()) // num_at_once))
     if engine.name.startswith("torch"):
         device = HOST
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.arguments import given_array
+from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.padding import EQUAL_LOGITS, MAX_SCORE, check_share, padding_among
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.base import notices
@@ -64,10 +64,12 @@ def check_tensor(
         )
 
 
-def check_spacing(spacing: Spacing) -> None:
-    """Raise InputError for a sequence of tensors, which may be of items or of axes.
+def spacings_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[Sequence[float]]:
+    """Return mm between voxels along each axis, for each batch item.
 
-    A DataLoader collates the spacings of items, (axes,) each, to one tensor of items per axis.
+    Raises InputError for anything but plausible distances, and for a sequence of tensors, which may
+    be of items or of axes: a DataLoader collates the spacings of items, (axes,) each, to one tensor
+    of items per axis.
     """
     if isinstance(spacing, list | tuple):
         for row in spacing:
@@ -77,6 +79,12 @@ def check_spacing(spacing: Spacing) -> None:
                     "torch.stack(spacing, 1) makes one of what a DataLoader collates, "
                     "torch.stack(spacing) of one tensor per item"
                 )
+    distances: Any = spacing
+    if isinstance(spacing, Tensor):
+        distances = spacing.detach().cpu().numpy()
+    if np.ndim(distances) != 2 or len(distances) != num_items:
+        distances = [distances] * num_items
+    return [given_spacing(row, num_axes) for row in distances]
 
 
 def check_image(image: Tensor) -> None:

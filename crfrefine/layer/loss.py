@@ -19,7 +19,7 @@ from crfrefine.layer.crf_model import Values
 from crfrefine.layer.functional import build_kernels
 from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
-from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters, MeanFieldParameters
 from crfrefine.parameters.specs import MeanFieldSpec
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ def crf_loss(
         [("bilateral", (theta_alpha, theta_beta))],
         spacing=spacing,
         mask=mask,
-        filter=filter,
         num_labels=logits.shape[1],
-        num_iterations=1,
+        settings=MeanFieldParameters(filter=filter, num_iterations=1),
         threads=threads,
         copy=False,
     )

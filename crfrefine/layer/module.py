@@ -6,7 +6,8 @@ It holds parameters, and normalizes images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from crfrefine.layer.crf_model import CrfModel, make_model
 from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
+from crfrefine.parameters.sections import MeanFieldParameters
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels
@@ -182,7 +184,6 @@ class CrfRnn(CrfValues):
             terms = []
             for kind, (weight, *bandwidths) in self.terms():
                 terms.append((kind, (weight[region % len(weight)], *bandwidths)))
-        settings = self.settings() | {"temperature": self.temperature, "bias": bias}
         return make_model(
             num_labels,
             self.num_modalities,
@@ -190,8 +191,10 @@ class CrfRnn(CrfValues):
             dtype,
             terms=terms,
             compatibility=compatibility,
+            temperature=self.temperature,
+            bias=bias,
             volume=self.volume_weight,
-            **settings,
+            settings=self.settings(),
         )
 
     def build_kernels(
@@ -223,16 +226,17 @@ class CrfRnn(CrfValues):
             spacing=self._known_spacing(spacing),
             mask=mask,
             num_labels=self.num_labels,
+            settings=self.settings(),
             threads=self.threads,
-            **self.settings(),
         )
 
-    def settings(self) -> dict[str, Any]:
-        """Return the keys of `[mean_field]`."""
-        settings = dict(vars(self._start.mean_field))
-        settings["num_iterations"] = self.num_iterations
-        settings["label_threshold"] = self.label_threshold
-        return settings
+    def settings(self) -> MeanFieldParameters:
+        """Return `[mean_field]`, in which temperature and bias are those of the start."""
+        return replace(
+            self._start.mean_field,
+            num_iterations=self.num_iterations,
+            label_threshold=self.label_threshold,
+        )
 
     def _known_spacing(self, spacing: Spacing | None) -> Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""

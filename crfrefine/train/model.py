@@ -300,7 +300,7 @@ def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
     moving = []
     for model in models:
         for tensor in model.tensors:
-            if tensor is not None and tensor.requires_grad:
+            if tensor.requires_grad:
                 moving.append(tensor)
     return moving
 

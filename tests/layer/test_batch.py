@@ -9,6 +9,7 @@ import crfrefine
 from crfrefine import CrfParameters, CrfRnn
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.layer.functional import build_kernels, mean_field
+from crfrefine.parameters.sections import MeanFieldParameters
 
 GRID_SHAPE = (9, 7, 5)
 SPACING = (1.0, 1.5, 2.0)
@@ -109,6 +110,7 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
         spacing=SPACING,
         mask=None,
         num_labels=NUM_LABELS,
+        settings=MeanFieldParameters(),
     )
     expected, _ = refine(logits, image)
     running = threading.Lock()
@@ -133,7 +135,7 @@ def filter_of(image, alpha, **options):
         spacing=(1.0, 1.0, 1.2),
         mask=None,
         num_labels=NUM_LABELS,
-        **options,
+        settings=MeanFieldParameters(**options),
     )
     return kernels.filters[0].split(": ")[1].split(" ")[0]
 

@@ -12,6 +12,7 @@ from torch_gpu import gpu_tensors
 
 from crfrefine import CrfParameters, CrfRnn
 from crfrefine.layer.functional import build_kernels, mean_field
+from crfrefine.parameters.sections import MeanFieldParameters
 
 # Small: a finite difference by each of their voxels and labels.
 GRIDS = {2: (5, 4), 3: (3, 4, 2), 4: (2, 3, 1, 4)}
@@ -103,8 +104,10 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed():
     bandwidths = zip(values["theta_alpha"], values["theta_beta"], strict=True)
     terms = [("bilateral", pair) for pair in bandwidths]
     terms.append(("spatial", (values["theta_gamma"],)))
-    settings = {"filter": "lattice", "num_iterations": 3}
-    kernels = build_kernels(values["image"][None], terms, num_labels=3, **options, **settings)
+    settings = MeanFieldParameters(filter="lattice", num_iterations=3)
+    kernels = build_kernels(
+        values["image"][None], terms, num_labels=3, settings=settings, **options
+    )
     options |= {"kernels": kernels, "num_iterations": 3}
     names = ("logits", "weights", "spatial_weight", "compatibility", "temperature", "bias")
     check(lambda **changed: refined(options, **changed), values, names)
