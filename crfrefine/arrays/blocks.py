@@ -41,10 +41,9 @@ def find_blocks(label_map: Labels) -> Spacing | None:
     along_x = np.zeros(max(width - 1, 0), np.int64)
     for start in range(0, depth, _PLANES):
         planes = volume[start : start + _PLANES]
-        rows = (planes[:, 1:] != planes[:, :-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)
-        columns = (planes[..., 1:] != planes[..., :-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)
-        along_y += rows.sum(axis=1, dtype=np.int64)
-        along_x += columns.sum(axis=0, dtype=np.int64)
+        for along, lines in ((along_y, planes), (along_x, planes.swapaxes(1, 2))):
+            is_changed = (lines[:, 1:] != lines[:, :-1]).view(np.uint8)
+            along += is_changed.sum(axis=0, dtype=np.uint8).sum(axis=1, dtype=np.int64)
     changes = [along_z, along_y, along_x][3 - num_dims :]
     if is_reversed:
         changes.reverse()

@@ -245,11 +245,9 @@ def check_losses(
     if not texts:
         return ()
 
-    removing = rules.removing
-    structures = listed(texts, _MAX_NAMED)
     settings = []
     switches = []
-    for key, value in removing.items():
+    for key, value in rules.removing.items():
         settings.append(f"{key} = {shorten_value(value)}")
         value_when_off = "0" if key.endswith("_ml") else "none"
         switches.append(f"{key} = {value_when_off}")
@@ -259,7 +257,8 @@ def check_losses(
     switched_off = " and ".join(switches)
     count = counted(len(texts), "structure")
     raise ConfigError(
-        f"{rule} would remove more than {MAX_LOSS:.0%} of {count}: {structures}\n"
+        f"{rule} would remove more than {MAX_LOSS:.0%} of {count}: "
+        f"{listed(texts, _MAX_NAMED)}\n"
         f"  Switch it off ({switched_off}), or allow it: --allow-vanishing, in Python "
         "allow_vanishing=True."
     )

@@ -151,9 +151,8 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     axes = grid_map.source_axes
     if axes is not None:
         along = grid_map.inside_along
-        samples_along = []
-        for of_axis, inside in zip(grid_map.nearest_along, along, strict=True):
-            samples_along.append(of_axis[inside])
+        pairs = zip(grid_map.nearest_along, along, strict=True)
+        samples_along = [samples[inside] for samples, inside in pairs]
         target[np.ix_(*along)] = stored.transpose(axes)[np.ix_(*samples_along)]
         return target
 

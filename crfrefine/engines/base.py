@@ -182,12 +182,12 @@ class MeanFieldGradients(NamedTuple):
     """
 
     logits: Array  # (L, *grid)
+    image: Array | None  # (M, *grid), zero outside the mask; None unless asked for
     weights: Float64  # (kernels, L)
+    theta: Float64  # `KernelSpec.theta` of each kernel, one after the other
     compatibility: Float64  # (L, L), including the diagonal
     temperature: float
     bias: Float64  # (L,), also where the run had none
-    theta: Float64  # `KernelSpec.theta` of each kernel, one after the other
-    image: Array | None  # (M, *grid), zero outside the mask; None unless asked for
     volume_weight: float | None = None  # None without a volume term
 
 

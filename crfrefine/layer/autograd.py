@@ -16,21 +16,18 @@ from torch.autograd.function import once_differentiable
 
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import run_all
+from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.errors import ExportError
 from crfrefine.layer.crf_model import TENSORS
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels, MeanFieldGradients, Tape
+    from crfrefine.engines.base import Kernels, Tape
     from crfrefine.parameters.specs import MeanFieldSpec
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _NOTHING: Array = np.empty(0)
-
-
-# The tensors of a batch item that may have a gradient; `MeanFieldGradients` has their shapes.
-GRADIENTS = ("logits", "image", *TENSORS)
 
 
 class MeanField(torch.autograd.Function):
@@ -48,9 +45,9 @@ class MeanField(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Take all steps of each item; return the refined logits of each.
 
-        The tensors are those of GRADIENTS of the first item, in that order, then those of the next
-        item; from `weights` on they may be on the CPU, where a GPU's host has to wait for their
-        gradients.
+        The tensors are those of the first item in the order of `MeanFieldGradients`, then those of
+        the next item; from `weights` on they may be on the CPU, where a GPU's host has to wait for
+        their gradients.
         """
         groups = _by_item(tensors)
 
@@ -102,7 +99,7 @@ class MeanField(torch.autograd.Function):
         jobs = [functools.partial(run, number) for number in range(len(grads))]
         values: list[Any] = []
         for gradients in run_all(jobs, ctx.num_at_once):
-            values += [getattr(gradients, name) for name in GRADIENTS]
+            values += gradients
         results: list[Tensor | None] = []
         for value, is_needed, tensor in zip(values, needed, tensors, strict=True):
             result = None
@@ -115,10 +112,11 @@ class MeanField(torch.autograd.Function):
 
 def _by_item(values: Sequence[Any]) -> list[dict[str, Any]]:
     """Divide the tensors of a batch, or one property of each, among its items, by their names."""
-    size = len(GRADIENTS)
+    names = MeanFieldGradients._fields
+    size = len(names)
     items = []
     for start in range(0, len(values), size):
-        items.append(dict(zip(GRADIENTS, values[start : start + size], strict=True)))
+        items.append(dict(zip(names, values[start : start + size], strict=True)))
     return items
 
 

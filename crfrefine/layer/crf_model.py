@@ -46,7 +46,7 @@ class SomeLabels(NamedTuple):
         return cls(numbers, torch.from_numpy(numbers).to(device))
 
 
-# The learnable tensors of a model, with the names of `MeanFieldGradients`.
+# The learnable tensors of a model, those of `MeanFieldGradients` after logits and image.
 TENSORS = ("weights", "theta", "compatibility", "temperature", "bias", "volume_weight")
 
 
@@ -95,7 +95,7 @@ class CrfModel:
         numbers = labels.numbers
         places = labels.on_device
         if places.device != self.weights.device:
-            places = torch.from_numpy(numbers).to(self.weights.device)
+            places = torch.from_numpy(numbers)
         run = self.run
         return replace(
             self,

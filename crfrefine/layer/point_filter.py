@@ -87,7 +87,7 @@ class PointFilter:
     def keep_sums(self) -> None:
         """Find the sums of weights once for all further calls, without a gradient."""
         if self._sums is None:
-            self._sums = self._find_sums().detach()
+            self._sums = self._find_sums()
 
     def _find_sums(self) -> Tensor:
         """Return the sum of each point's weights, (1, N), as a divisor."""

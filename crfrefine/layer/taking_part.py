@@ -103,9 +103,8 @@ def present_by_leads(leads: Float64, run: MeanFieldSpec, thresholds: Float64) ->
     num_labels = len(leads)
     bias = np.zeros(num_labels) if run.bias is None else run.bias
     others = ~np.eye(num_labels, dtype=bool)
-    of_others = np.broadcast_to(bias, others.shape)[others].reshape(num_labels, -1)
-    highest_other = of_others.max(axis=1)
-    lowest_other = of_others.min(axis=1)
+    highest_other = np.where(others, bias, -np.inf).max(axis=1)
+    lowest_other = np.where(others, bias, np.inf).min(axis=1)
     # With a bias a label is ahead of all others by at least, and at most, so much where it is most
     # ahead.
     least = (leads + bias - highest_other) / run.temperature

@@ -149,9 +149,7 @@ class CrfValues(LearnedGroups):
             raise ConfigError(
                 f"{argument} is False, but the parameters have a list as {keys}; give one number"
             )
-        if asked is None:
-            return bool(lists)
-        return asked
+        return asked or bool(lists)
 
     def _make_kernels(self, kind: str) -> None:
         """Make the parameters of a kind of kernel; without such kernels they are None.
@@ -235,11 +233,11 @@ class CrfValues(LearnedGroups):
         terms: list[TensorTerm] = []
         for kind in KERNELS:
             if self._has[kind]:
-                held = []
-                for _, name, _ in keys_of(kind):
-                    values = self.value(name)
-                    held.append(values if kind == "bilateral" else values[None])
-                terms += [(kind, of_kernel) for of_kernel in zip(*held, strict=True)]
+                held = [self.value(name) for _, name, _ in keys_of(kind)]
+                if kind == "bilateral":  # a row for each kernel
+                    terms += [(kind, of_kernel) for of_kernel in zip(*held, strict=True)]
+                else:
+                    terms.append((kind, tuple(held)))
         return terms
 
     @property
@@ -373,4 +371,4 @@ def _numbers(values: Tensor, *, is_list: bool = False, **options: Any) -> float 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
     """Return a parameter, in PyTorch's default type unless another is given."""
     # Bandwidths are given as float64: a lattice has the same vertices only if all digits agree.
-    return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
