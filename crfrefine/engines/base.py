@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Shape
 from crfrefine.errors import InputError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
@@ -47,22 +47,27 @@ def default_origin(image: GridImage) -> FeatureOrigin:
 
     Raises InputError if the mask is empty.
     """
-    mask = image.mask
+    where = True if image.mask is None else image.mask
+    lowest = [float(values.min(where=where, initial=np.inf)) for values in image.values]
+    return first_inside(image.mask, image.values.shape[1:]), tuple(lowest)
+
+
+def first_inside(mask: Bool | None, shape: Shape) -> tuple[int, ...]:
+    """Return the first corner of `box_inside`."""
+    return tuple(side.start for side in box_inside(mask, shape))
+
+
+def box_inside(mask: Bool | None, shape: Shape) -> Box:
+    """Return the bounding box of a mask, (*grid), or without one the whole grid.
+
+    Raises InputError if the mask is empty.
+    """
     if mask is None:
-        position = (0,) * (image.values.ndim - 1)
-        lowest = [float(modality.min()) for modality in image.values]
-    else:
-        position = first_inside(mask)
-        lowest = [float(modality.min(where=mask, initial=np.inf)) for modality in image.values]
-    return position, tuple(lowest)
-
-
-def first_inside(mask: Bool) -> tuple[int, ...]:
-    """Return the first corner of a mask's bounding box; raise InputError if the mask is empty."""
+        return tuple(slice(0, extent) for extent in shape)
     box = bounding_box(mask)
     if box is None:
         raise InputError("the mask is empty")
-    return tuple(axis.start for axis in box)
+    return box
 
 
 # A callback, called as progress(stage, step, num_steps) before each step of each stage, where
@@ -166,9 +171,9 @@ class Tape(NamedTuple):
     # after the last step are also saved.
     record: Array
     spec: MeanFieldSpec  # the model of the run
-    # (steps, L), biases of the volume term; None without the term, or where the backward pass does
+    # (steps, L), biases of the volume term; empty without the term, or where the backward pass does
     # not read them.
-    volume_biases: Float64 | None = None
+    volume_biases: Sequence[Sequence[float] | Float64] = ()
     # (voxels,), True where the volume term acts; None means all masked voxels, or no term.
     volume_part: Bool | None = None
 

@@ -211,8 +211,7 @@ class CpuKernels:
             shape = (spec.num_recorded, spec.num_channels, self.num_voxels)
             record = np.empty(shape, np.float32)
             biases = self.built.forward(logits, spec, part, out, record)
-        volume_biases = np.array(biases) if biases else None
-        return Tape(out, record, spec, volume_biases, part)
+        return Tape(out, record, spec, biases, part)
 
     def backward(
         self,
@@ -228,12 +227,11 @@ class CpuKernels:
         logits = np.ascontiguousarray(logits, np.float32)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, np.float32) if wants_image else None
-        biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with engine_errors(logits.shape):
             sums = self.built.backward(
                 logits,
                 tape.record,
-                biases,
+                tape.volume_biases,
                 np.ascontiguousarray(gradient, np.float32),
                 tape.spec,
                 tape.volume_part,
@@ -243,9 +241,9 @@ class CpuKernels:
             )
 
         num_labels = tape.spec.num_labels
-        by_theta = np.zeros(self.spec.num_thetas)
-        if wants_theta:
-            by_theta[...] = sums["theta"]
+        by_theta = np.array(sums["theta"])
+        if not wants_theta:
+            by_theta[...] = 0.0
         by_weights = np.array(sums["weights"]).reshape(-1, num_labels)
         by_compatibility = np.array(sums["compatibility"]).reshape(num_labels, num_labels)
         by_slack = float(sums["volume_slack"])
@@ -262,9 +260,7 @@ class CpuKernels:
 
 
 def _are_equal(new: Array | None, old: Array | None) -> bool:
-    if new is old:
-        return True
-    return new is not None and old is not None and np.array_equal(new, old)
+    return new is old or np.array_equal(np.asarray(new), np.asarray(old))
 
 
 @contextmanager

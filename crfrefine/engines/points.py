@@ -12,10 +12,10 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import available_threads
-from crfrefine.base.numerics import MAX_AXES
+from crfrefine.base.numerics import MAX_AXES, MAX_SPAN
 from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.cpu import engine_errors, load_engine
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import CapacityError, ConfigError, InputError
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
@@ -140,6 +140,14 @@ def finite(values: Array, name: str) -> Float32:
             "ones"
         )
     return result
+
+
+def require_small_spans(largest: float) -> None:
+    """Raise CapacityError if the largest range of a feature is too many bandwidths."""
+    if largest > MAX_SPAN:
+        raise CapacityError(
+            "a feature spans more than a million bandwidths; divide the features by larger ones"
+        )
 
 
 def require_shared(num_vertices: int, num_points: int, num_features: int) -> None:

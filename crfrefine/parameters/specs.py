@@ -77,11 +77,6 @@ class KernelSetSpec:
         """The names of the kernels in reports."""
         return kernel_names([kernel.kind for kernel in self.kernels])
 
-    @property
-    def num_thetas(self) -> int:
-        """The number of bandwidths of all kernels."""
-        return sum(len(kernel.theta) for kernel in self.kernels)
-
     def in_order(self, order: Axes) -> KernelSetSpec:
         """Return the kernels for a grid with its axes in an order."""
         kernels = []

@@ -38,41 +38,6 @@ CRF_BLOCK_KERNEL(find_ranges, const Real* image, int64 grid_size, const int64* g
     }
 }
 
-// Blocks of an axis of the grid, `num_blocks`, share the voxels: the smallest and the largest
-// coordinate that each has met. strides, extents: (axis). lowest, highest: (axis, block).
-CRF_BLOCK_KERNEL(find_box, const int64* grid_index, int64 num_voxels, const int64* strides,
-                 const int64* extents, int64 num_blocks, int64* lowest, int64* highest) {
-    CRF_SHARED(int64, low, CRF_THREADS);
-    CRF_SHARED(int64, high, CRF_THREADS);
-    const int64 axis = block_number() / num_blocks;
-    CRF_PHASE(thread) {
-        int64 smallest = extents[axis], largest = -1;
-        const int64 first = block_number() % num_blocks * CRF_THREADS + thread;
-        for (int64 n = first; n < num_voxels; n += num_blocks * CRF_THREADS) {
-            const int64 coordinate = grid_index[n] / strides[axis] % extents[axis];
-            smallest = coordinate < smallest ? coordinate : smallest;
-            largest = coordinate > largest ? coordinate : largest;
-        }
-        low[thread] = smallest;
-        high[thread] = largest;
-    }
-    for (int half = CRF_THREADS / 2; half > 0; half /= 2) {
-        CRF_PHASE(thread) {
-            if (thread >= half) continue;
-            const int64 own_low = low[thread], other_low = low[thread + half];
-            const int64 own_high = high[thread], other_high = high[thread + half];
-            low[thread] = own_low < other_low ? own_low : other_low;
-            high[thread] = own_high > other_high ? own_high : other_high;
-        }
-    }
-    CRF_PHASE(thread) {
-        if (thread > 0) continue;
-        const int64 smallest = low[0], largest = high[0];
-        lowest[block_number()] = smallest;
-        highest[block_number()] = largest;
-    }
-}
-
 // An axis of the box.
 struct Axis {
     int64 stride, extent;  // in the grid

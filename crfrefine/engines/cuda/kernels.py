@@ -128,9 +128,7 @@ class CudaKernels:
             run.take_steps()
             refined = self._stream.like(run.out, logits)
             record = self._stream.like(run.record, logits)
-        biases = None
-        if run.volume is not None:
-            biases = np.array(run.volume.biases).reshape(-1, spec.num_labels)
+        biases = [] if run.volume is None else run.volume.biases
         return Tape(refined, record, spec, biases, run.volume_part)
 
     def backward(
@@ -155,7 +153,7 @@ class CudaKernels:
             )
             record = self._device.upload(tape.record)
             volume = None
-            if tape.volume_biases is not None:
+            if tape.volume_biases:
                 volume = VolumeBackward(self._voxels, tape, record)
             by_out = self._array(gradient)
             gradients = backward.run(record, by_out, self._array(logits), volume)

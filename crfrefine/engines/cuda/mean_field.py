@@ -13,7 +13,6 @@ import numpy as np
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.base.numerics import FLIPPED_SHARE
 from crfrefine.engines.base import Progress
-from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import (
@@ -63,40 +62,6 @@ _NO_ENDINGS: Arguments = {
     "axis_weight": None,
 }
 _MAX_THREADS = 1 << 17  # of an update: an H200 holds about as many at a time
-_UPDATES_TOGETHER = 8  # whose sums wait in memory until they are added up
-
-
-class _StepSums:
-    """The sums of a run's updates, in the order of the updates."""
-
-    def __init__(self, device: CupyDevice, num_updates: int, num_threads: int) -> None:
-        self._device = device
-        num_rows = min(num_updates, _UPDATES_TOGETHER)
-        shape = (num_rows, _NUM_SUMS, num_threads)
-        # The first update leaves one sum as it was; all others are written each time.
-        self._parts = device.xp.zeros(shape, dtype=np.float64)
-        self._totals = device.xp.empty((num_updates, _NUM_SUMS), dtype=np.float64)
-        self._num_updates = 0
-        self._num_added = 0
-
-    def part(self) -> Any:
-        """Return memory for the next update, (sum, thread)."""
-        if self._num_updates - self._num_added == len(self._parts):
-            self._add_up()
-        self._num_updates += 1
-        return self._parts[self._num_updates - self._num_added - 1]
-
-    def totals(self) -> Float64:
-        """Return the sums of the updates so far, (update, sum); this waits for the updates."""
-        self._add_up()
-        return self._device.download(self._totals[: self._num_updates])
-
-    def _add_up(self) -> None:
-        parts = self._parts[: self._num_updates - self._num_added]
-        totals = self._totals[self._num_added : self._num_updates]
-        if len(parts):
-            add_up(self._device, parts.reshape(-1, parts.shape[2]), totals.reshape(-1))
-        self._num_added = self._num_updates
 
 
 class MeanFieldRun:
@@ -146,7 +111,10 @@ class MeanFieldRun:
         self._messages: Any = None  # the sum of those that kernels have added
         self._endings = _NO_ENDINGS  # of the filters whose last pass `update` does
         self._num_threads = min(num_voxels, _MAX_THREADS)
-        self._sums = _StepSums(voxels.device, spec.num_iterations + 1, self._num_threads)
+        # Parts of the newest update's sums, (sum, thread), and the sums of all updates. The first
+        # update leaves one sum as it was; all others are written each time.
+        self._parts = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
+        self._totals = xp.empty((spec.num_iterations + 1, _NUM_SUMS), dtype=np.float64)
         self.out = logits * self._inverse_temperature
         self.converged = False
         self.num_steps = 0
@@ -155,7 +123,7 @@ class MeanFieldRun:
             shape = (spec.num_recorded, num_channels, num_voxels)
             self.record = xp.empty(shape, dtype=np.float32)
 
-        self._update(self._sums.part(), out=None if self._bias is None else self.out)
+        self._update(out=None if self._bias is None else self.out)
         self.volume: VolumeSteps | None = None
         self.volume_part: Bool | None = None
         self._old = None  # marginals before a step, where the volume term changes the new ones
@@ -205,25 +173,18 @@ class MeanFieldRun:
             for launch in filterings:
                 launch()
             self.num_steps += 1
-            part = self._sums.part()
             if self.volume is None:
                 # A step that may turn out to be the last one stores its logits.
                 stores = may_stop or self.num_steps == spec.num_iterations
                 out = self.out if stores else None
-                self._update(
-                    part,
-                    self._marginals,
-                    has_messages=True,
-                    out=out,
-                    wants_divergence=may_stop,
-                )
+                self._update(self._marginals, has_messages=True, out=out, wants_divergence=may_stop)
             else:
-                self._update(part, self._marginals, has_messages=True, out=self.out)
+                self._update(self._marginals, has_messages=True, out=self.out)
                 self.volume.end_step()
                 # The logits with the biases give the marginals, and the sums that depend on these.
-                self._update(part, self._old, refined=self.out, wants_divergence=may_stop)
+                self._update(self._old, refined=self.out, wants_divergence=may_stop)
             if may_stop:
-                last = self._sums.totals()[-1]  # this waits for the step
+                last = self._downloaded_sums()[-1]  # this waits for the step
                 num_voxels = self._voxels.num_voxels
                 has_few_flips = last[_FLIPS] < FLIPPED_SHARE * num_voxels
                 is_near = last[_DIVERGENCE] / num_voxels < spec.tolerance
@@ -233,12 +194,16 @@ class MeanFieldRun:
 
     def energy(self) -> tuple[float, ...]:
         """Return the free energy at the start of each step; this waits for the steps."""
-        totals = self._sums.totals()
+        totals = self._downloaded_sums()
         # The logits are relative to the largest one of each voxel.
         energy = totals[:-1, _UNARY] - totals[0, _LARGEST] + 0.5 * totals[1:, _QUADRATIC]
         if self.volume is not None:
             energy += np.array(self.volume.energies)
         return tuple(energy.tolist())
+
+    def _downloaded_sums(self) -> Float64:
+        """Return the sums of the updates so far, (update, sum); this waits for the updates."""
+        return self._voxels.device.download(self._totals[: self.num_steps + 1])
 
     def _filter_marginals(self) -> None:
         """Launch the filters of a step, except the endings that the update does itself.
@@ -272,7 +237,6 @@ class MeanFieldRun:
 
     def _update(
         self,
-        part: Any,
         old: Any = None,
         *,
         has_messages: bool = False,
@@ -280,7 +244,10 @@ class MeanFieldRun:
         out: Any = None,
         wants_divergence: bool = False,
     ) -> None:
-        """Compute the marginals, and leave sums in `part`; see kernels/cuda/mean_field.cu."""
+        """Compute the marginals and sums over the voxels; see kernels/cuda/mean_field.cu.
+
+        Nobody asks for the sums of a run that is recorded, and they are not added up.
+        """
         voxels = self._voxels
         endings = self._endings if has_messages else _NO_ENDINGS
         voxels.device.launch(
@@ -306,8 +273,10 @@ class MeanFieldRun:
             refined=refined,
             out=out,
             num_threads=self._num_threads,
-            partial=part,
+            partial=self._parts,
         )
+        if self.record is None:
+            add_up(voxels.device, self._parts, self._totals[self.num_steps])
 
     def _store_marginals(self) -> None:
         """Store the marginals at the start of the next step, if they are recorded."""

@@ -8,37 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.numerics import MAX_SPAN
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import ExactFilter, Filter
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.moments import FeatureProducts, Pair
 from crfrefine.engines.cuda.one_stream import OneStream
-from crfrefine.engines.cuda.rows import Room, from_rows, to_rows
+from crfrefine.engines.cuda.rows import Room, from_rows, to_rows, upload_float32
 from crfrefine.engines.cuda.voxels import row_ranges
-from crfrefine.engines.points import require_shared
-from crfrefine.errors import CapacityError, DeviceMemoryError
-
-
-class PointFeatures:
-    """The features of points, as a `FeatureSource` of the filters."""
-
-    def __init__(self, device: CupyDevice, features: Any) -> None:
-        """Take features (D, N), float32 on the device.
-
-        Raises CapacityError if one spans too many bandwidths.
-        """
-        self.device = device
-        self.num_features, self.num_points = features.shape
-        lowest, highest = row_ranges(device, features)
-        # From the lowest value, as in the C++ engine: the lattice is the same, and an offset costs
-        # no digits.
-        self.features = features - device.upload(lowest)[:, None]
-        self.spans = np.subtract(highest, lowest, dtype=np.float64).tolist()
-        if max(self.spans) > MAX_SPAN:
-            raise CapacityError(
-                "a feature spans more than a million bandwidths; divide the features by larger ones"
-            )
+from crfrefine.engines.points import require_shared, require_small_spans
+from crfrefine.errors import DeviceMemoryError
 
 
 class CudaPoints:
@@ -48,7 +26,8 @@ class CudaPoints:
     tensor: results then stay there, and the work is on PyTorch's current stream; see `OneStream`.
 
     Attributes:
-        features: (D, N) on the device, counted from the lowest value of each.
+        device, num_points, num_features, features, spans: those of the points, as a `FeatureSource`
+            has them.
         description: the algorithm and its size, in a line.
     """
 
@@ -58,27 +37,32 @@ class CudaPoints:
         Raises CapacityError for too many features, or a span of too many bandwidths, and
         InputError if no two points share a vertex of the lattice.
         """
-        self._device = device
+        self.device = device
         self._stream = OneStream(device)
         with self._working(points):
             uploaded = device.upload(points)
-            source = PointFeatures(device, uploaded.reshape(len(uploaded), -1))
-            self.features = source.features
-            self._middle = [0.5 * span for span in source.spans]
+            features = uploaded.reshape(len(uploaded), -1)
+            self.num_features, self.num_points = features.shape
+            lowest, highest = row_ranges(device, features)
+            # From the lowest value, as in the C++ engine: the lattice is the same, and an offset
+            # costs no digits.
+            self.features = features - device.upload(lowest)[:, None]
+            self.spans = np.subtract(highest, lowest, dtype=np.float64).tolist()
+            require_small_spans(max(self.spans))
             self._filter: Filter
             if method == "exact":
-                self._filter = ExactFilter(source)
+                self._filter = ExactFilter(self)
             else:
-                lattice = Lattice(source)
-                require_shared(lattice.num_vertices, source.num_points, source.num_features)
+                lattice = Lattice(self)
+                require_shared(lattice.num_vertices, self.num_points, self.num_features)
                 self._filter = lattice
         self.description = self._filter.description
 
     def apply(self, values: Any, *, transposed: bool = False) -> Any:
         """Filter (V, N) values with the kernel or its transpose."""
         with self._working(values):
-            xp = self._device.xp
-            channels = self._device.upload(values)
+            xp = self.device.xp
+            channels = self.device.upload(values)
             rows = to_rows(xp, channels)
             out = xp.empty_like(rows)
             self._filter.apply(rows, None, out, transposed=transposed)
@@ -94,20 +78,19 @@ class CudaPoints:
         exchanged and the transpose of K.
         """
         with self._working(left):
-            xp = self._device.xp
-            middle = self._device.upload(np.array(self._middle, dtype=np.float32))
+            xp = self.device.xp
             # Products of features around their middle have the fewest digits to lose.
+            middle = upload_float32(self.device, np.multiply(self.spans, 0.5))
             columns = self.features - middle[:, None]
-            num_features, num_points = columns.shape
-            unit = np.ones(num_features)
+            unit = np.ones(self.num_features)
             products = FeatureProducts(self._filter, columns, unit, Room(xp))
             gradient = xp.zeros_like(columns)
-            squares = xp.zeros(num_points, dtype=np.float32)
-            pair = [to_rows(xp, self._device.upload(values)) for values in (left, right)]
+            squares = xp.zeros(self.num_points, dtype=np.float32)
+            pair = [to_rows(xp, self.device.upload(values)) for values in (left, right)]
             for transposed in (False, True):
                 other, sent = pair[::-1] if transposed else pair
                 both = Pair(sent, None, other, None, len(left))
-                products.add(both, num_features, by_feature=gradient, transposed=transposed)
+                products.add(both, self.num_features, by_feature=gradient, transposed=transposed)
                 filtered = xp.empty_like(sent)
                 self._filter.apply(sent, None, filtered, transposed=transposed)
                 squares += (other * filtered).sum(axis=(0, 2))
@@ -123,6 +106,6 @@ class CudaPoints:
         except MemoryError as error:  # CuPy's error is a MemoryError too.
             shape = tuple(array.shape)
             raise DeviceMemoryError(
-                f"not enough memory on {self._device.name} to filter an array of shape {shape} "
+                f"not enough memory on {self.device.name} to filter an array of shape {shape} "
                 f"({error}); take fewer channels or points at a time, or the CPU"
             ) from error

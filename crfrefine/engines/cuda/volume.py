@@ -144,7 +144,7 @@ class VolumeBackward(MassSums):
         """Take the tape of a run, and its record on the device."""
         spec = tape.spec
         super().__init__(voxels, spec.num_labels, tape.volume_part)
-        self._biases: Any = tape.volume_biases
+        self._biases = tape.volume_biases
         self._record = record
         # No gradient depends on the masses to keep, so these are zeros.
         self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
@@ -162,7 +162,7 @@ class VolumeBackward(MassSums):
             marginals = xp.concatenate([marginals, last[None]])
         masses, covariance = self.of_marginals(marginals)
         by_masses = self.total(by_x)
-        bias = self._biases[step]
+        bias = np.asarray(self._biases[step])
         pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
         self.by_slack += by_slack
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.numerics import MAX_SPAN
+from crfrefine.engines.base import box_inside
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.rows import ceil_divide
-from crfrefine.errors import CapacityError, InputError
+from crfrefine.errors import CapacityError
 
 _THREADS = 256  # threads of a block
 _BLOCKS_OF_ROW = 256  # blocks that share a row, such as a modality or an axis
@@ -61,36 +62,21 @@ class Voxels:
         self.strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
-            # The smallest and the largest coordinate along each grid axis.
-            ends = [(0, extent - 1) for extent in grid_shape]
         else:
             inside = device.upload(mask)
             self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
-            if self.grid_index.size == 0:
-                raise InputError("the mask is empty")
-            layout = device.upload(np.array([self.strides, grid_shape], dtype=np.int64))
-            lowest, highest = _find_ends(
-                device,
-                "find_box",
-                np.int64,
-                len(grid_shape),
-                int(self.grid_index.size),
-                grid_index=self.grid_index,
-                strides=layout[0],
-                extents=layout[1],
-            )
-            ends = list(zip(lowest.tolist(), highest.tolist(), strict=True))
         self.num_voxels = int(self.grid_index.size)
 
         last = len(grid_shape) - 1
         self.source_axis = []
         self.box_shape = []
         self.first = []
-        for axis, (low, high) in enumerate(ends):
-            if high > low or axis == last:
+        for axis, side in enumerate(box_inside(mask, grid_shape)):
+            extent = side.stop - side.start
+            if extent > 1 or axis == last:
                 self.source_axis.append(axis)
-                self.box_shape.append(high - low + 1)
-                self.first.append(low)
+                self.box_shape.append(extent)
+                self.first.append(side.start)
         self.num_axes = len(self.box_shape)
         self.box_size = math.prod(self.box_shape)
         self.spacing = self.of_box_axes(spacing)
@@ -183,27 +169,6 @@ class Voxels:
             of_grid[self.grid_index] = of_voxels
 
 
-def _find_ends(
-    device: CupyDevice, kernel: str, kind: type, num_rows: int, num_voxels: int, **arguments: Any
-) -> tuple[Array, Array]:
-    """Return the smallest and the largest number of each row, as found by a kernel of voxels.cu."""
-    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
-    ends = device.xp.empty((2, num_rows, num_blocks), dtype=kind)
-    device.launch(
-        "voxels",
-        kernel,
-        CONSTANTS,
-        num_rows * num_blocks,
-        num_voxels=num_voxels,
-        num_blocks=num_blocks,
-        lowest=ends[0],
-        highest=ends[1],
-        **arguments,
-    )
-    lowest, highest = device.download(ends)
-    return lowest.min(axis=1), highest.max(axis=1)
-
-
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
     """Return the smallest and the largest value of each row of (row, place) float32 numbers.
 
@@ -211,16 +176,23 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     """
     num_rows, row_size = rows.shape
     num_voxels = row_size if places is None else int(places.size)
-    return _find_ends(
-        device,
+    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
+    ends = device.xp.empty((2, num_rows, num_blocks), dtype=np.float32)
+    device.launch(
+        "voxels",
         "find_ranges",
-        np.float32,
-        num_rows,
-        num_voxels,
+        CONSTANTS,
+        num_rows * num_blocks,
         image=rows,
         grid_size=row_size,
         grid_index=places,
+        num_voxels=num_voxels,
+        num_blocks=num_blocks,
+        lowest=ends[0],
+        highest=ends[1],
     )
+    lowest, highest = device.download(ends)
+    return lowest.min(axis=1), highest.max(axis=1)
 
 
 class BilateralInput:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crfrefine.base.numerics import MAX_SPAN
-from crfrefine.engines.points import require_shared
+from crfrefine.engines.points import require_shared, require_small_spans
 from crfrefine.engines.torch.filters import Filter, Lattice, dense_filter
-from crfrefine.errors import CapacityError
 
 
 def tensor_kernel(features: Tensor, method: str) -> Filter:
@@ -18,10 +16,7 @@ def tensor_kernel(features: Tensor, method: str) -> Filter:
     """
     # The origin of the C++ engine: the lattice is the same, and an offset costs no digits.
     features = features - features.detach().amin(0)
-    if features.detach().amax() > MAX_SPAN:
-        raise CapacityError(
-            "a feature spans more than a million bandwidths; divide the features by larger ones"
-        )
+    require_small_spans(features.detach().amax().item())
     if method == "exact":
         return dense_filter(features)
     lattice = Lattice(features)

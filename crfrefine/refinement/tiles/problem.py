@@ -105,9 +105,7 @@ class TileProblem:
             of_planes = values.min(axis=(1, 2, 3), where=where, initial=np.inf)
             lowest = np.minimum(lowest, of_planes)
 
-        position = (0,) * len(self.image.spacing)
-        if self.image.mask is not None:
-            position = first_inside(self.image.mask)
+        position = first_inside(self.image.mask, self.image.values.shape[1:])
         origin = (position, tuple(lowest.tolist()))
         return replace(self, image=replace(self.image, origin=origin))
 
