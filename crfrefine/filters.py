@@ -18,11 +18,11 @@ from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.points import (
     NORMALIZATIONS,
     CompiledPoints,
-    as_float32,
     check_word,
     choose_method,
     finite,
 )
+from crfrefine.engines.results import as_float32
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import FILTERS, BilateralParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec

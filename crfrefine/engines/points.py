@@ -15,6 +15,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.numerics import MAX_AXES, MAX_SPAN
 from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.cpu import engine_errors, load_engine
+from crfrefine.engines.results import as_float32, channel_ranges
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
 METHODS = ("auto", "lattice", "exact")
@@ -122,19 +123,11 @@ def choose_method(method: str, num_points: int, num_features: int) -> str:
     return method
 
 
-def as_float32(values: Array) -> Float32:
-    """Return values in C order; those too large for float32 become infinite."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, dtype=np.float32)
-
-
 def finite(values: Array, name: str) -> Float32:
     """Return values as float32 in C order; raise InputError if one is not finite or too large."""
     result = as_float32(values)
-    extremes = []
-    if result.size:
-        extremes = load_engine().channel_ranges(result.reshape(1, -1), 1)
-    if not all(abs(extreme) <= MAX_VALUE for extreme in extremes):
+    # Not-a-number is not below the limit.
+    if result.size and not np.abs(channel_ranges(result.reshape(1, -1), 1)).max() <= MAX_VALUE:
         raise InputError(
             f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger "
             "ones"

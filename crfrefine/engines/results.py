@@ -13,14 +13,19 @@ from crfrefine.engines.cpu import load_engine
 from crfrefine.errors import InputError
 
 
+def as_float32(values: Array) -> Float32:
+    """Return values in C order; those too large for float32 become infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
 def label_map(logits: Float32, threads: int | None = None) -> Labels:
     """Return the label of the largest of (L, *grid) logits at each voxel.
 
     The lowest label wins a tie. The type is the smallest unsigned type for L - 1.
     """
     out: Labels = np.empty(logits.shape[1:], np.min_scalar_type(len(logits) - 1))
-    values = np.ascontiguousarray(logits, np.float32)
-    load_engine().label_map(values, threads or available_threads(), out)
+    load_engine().label_map(as_float32(logits), threads or available_threads(), out)
     return out
 
 
@@ -31,8 +36,7 @@ def softmax(logits: Float32, threads: int | None = None, out: Float32 | None = N
     """
     if out is None:
         out = np.empty(logits.shape, np.float32)
-    values = np.ascontiguousarray(logits, np.float32)
-    load_engine().softmax(values, threads or available_threads(), out)
+    load_engine().softmax(as_float32(logits), threads or available_threads(), out)
     return out
 
 
@@ -41,9 +45,7 @@ def channel_ranges(channels: Array, threads: int | None = None) -> Float64:
 
     Both are NaN for a channel with a value that is not finite in float32.
     """
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(channels, np.float32)
-    extremes = load_engine().channel_ranges(values, threads or available_threads())
+    extremes = load_engine().channel_ranges(as_float32(channels), threads or available_threads())
     return np.reshape(extremes, (-1, 2))
 
 
@@ -54,8 +56,7 @@ def largest_magnitude(channels: Array, name: str, threads: int | None = None) ->
     """
     ranges = channel_ranges(channels, threads)
     for number in np.flatnonzero(np.isnan(ranges[:, 0])):
-        with np.errstate(over="ignore"):
-            is_finite = np.isfinite(channels[number].astype(np.float32))
+        is_finite = np.isfinite(as_float32(channels[number]))
         raise InputError(
             f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
             "finite in float32 (NaN, infinity, or above 3e38)"

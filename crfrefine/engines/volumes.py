@@ -127,10 +127,7 @@ def volume_part(
     """
     if spec.volume_weight == 0.0:
         return None
-    if mask is None:
-        inside = np.ones(logits.shape[1:], dtype=np.bool_)
-    else:
-        inside = np.asarray(mask, dtype=np.bool_)
+    inside = np.ones(logits.shape[1:], np.bool_) if mask is None else mask
 
     # The voxels that are not certain background, which most of a volume is: no probability need be
     # computed there.

@@ -22,7 +22,7 @@ def message(backend, values, image, spec, threads=None):
 def _by_torch(kernels, values):
     out = np.zeros(values.shape, np.float32)
     sent = kernels.tensor(values)[:, kernels.inside]
-    out[:, kernels.mask] = kernels.built[0](sent.T).T.detach().cpu().numpy()
+    out[:, kernels.inside.cpu().numpy()] = kernels.built[0](sent.T).T.detach().cpu().numpy()
     return out
 
 

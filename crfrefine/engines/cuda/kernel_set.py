@@ -20,13 +20,10 @@ from crfrefine.errors import CapacityError, ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 
-def choose_filter(
-    bilateral: BilateralInput, num_channels: int, num_filterings: int
-) -> tuple[str, float | None]:
-    """Return the filter that `auto` chooses, and the estimated number of the lattice's vertices.
+def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> str:
+    """Return the filter that `auto` chooses.
 
-    The filter is the direct sum that is less work, or the lattice if that is clearly less. The
-    number is None if the choice does not depend on it, or no lattice is possible.
+    It is the direct sum that is less work, or the lattice if that is clearly less, and possible.
     """
     num_voxels = bilateral.voxels.num_voxels
     width = row_width(num_channels)
@@ -38,14 +35,13 @@ def choose_filter(
         "exact": filterings * num_voxels * float(num_voxels) * per_pair,
         "truncated": filterings * num_voxels * window * per_neighbor,
     }
-    num_vertices = None
     if min(costs.values()) > UNNOTICED:
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
             corners = num_voxels * (bilateral.num_features + 1.0)
             per_corner = lattice_operations(filterings, width, num_vertices / num_voxels)
             costs["lattice"] = LATTICE_HANDICAP * corners * per_corner
-    return min(costs, key=lambda name: max(costs[name], UNNOTICED)), num_vertices
+    return min(costs, key=lambda name: max(costs[name], UNNOTICED))
 
 
 def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Filter:
@@ -65,11 +61,10 @@ def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Fil
 
     bilateral = BilateralInput(voxels, theta, kernel.theta_intensity)
     name = spec.filter
-    num_vertices = None
     if name == "auto":
-        name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
+        name = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
     if name == "lattice":
-        return Lattice(bilateral, num_vertices)
+        return Lattice(bilateral)
     if name == "truncated":
         return TruncatedFilter(bilateral)
     if name == "exact":

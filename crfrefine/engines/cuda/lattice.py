@@ -151,11 +151,11 @@ class Lattice(Filter):
         before, after: (direction, vertex) neighbors, -1 = absent.
     """
 
-    def __init__(self, source: FeatureSource, num_vertices: float | None = None) -> None:
-        """Build the lattice, with a hash table that is first made for `num_vertices`.
+    def __init__(self, source: FeatureSource) -> None:
+        """Build the lattice; raise CapacityError if it would be too large.
 
-        None means as many as the newest lattice of so many points and fields had, or an estimate.
-        The table's size changes no result. Raises CapacityError if the lattice would be too large.
+        Its hash table is first made for as many vertices as the newest lattice of so many points
+        and fields had, or an estimate. The table's size changes no result.
         """
         super().__init__(source.device)
         simplices = Simplices(source)
@@ -166,17 +166,15 @@ class Lattice(Filter):
                 f"{source.num_points} voxels with {self.num_features + 1} vertices each are more "
                 "than 2^32; use a mask"
             )
-        case = (source.num_points, simplices.widths)
-        if num_vertices is None:
-            num_vertices = self.device.num_vertices.get(case)
-        if num_vertices is None:
-            num_vertices = estimated_vertices(source, simplices)
-        self._find_vertices(source, simplices, table_bits_for(num_vertices))
+        known = self.device.num_vertices
+        if simplices.case not in known:
+            estimated_vertices(source, simplices)
+        self._find_vertices(source, simplices, table_bits_for(known[simplices.case]))
         # The hash table and the corners' keys are freed by now, before more is allocated.
         self._list_entries(simplices)
-        if len(self.device.num_vertices) >= _MAX_CASES:
-            self.device.num_vertices.clear()
-        self.device.num_vertices[case] = self.num_vertices
+        if len(known) >= _MAX_CASES:
+            known.clear()
+        known[simplices.case] = self.num_vertices
         per_voxel = self.num_vertices / source.num_points
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
         # What slicing reads: arguments of `slice_values` and `update`.

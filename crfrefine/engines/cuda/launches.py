@@ -17,11 +17,11 @@ class Launcher(ABC):
 
     Attributes:
         num_vertices: those of the newest lattice for a number of points and the widths of its keys'
-            fields, which tell how large the hash table of the next one should be.
+            fields, or an estimate, which tell how large the hash table of the next one should be.
     """
 
     def __init__(self) -> None:
-        self.num_vertices: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.num_vertices: dict[tuple[int, tuple[int, ...]], float] = {}
         self._thread = threading.local()  # `recorded`: the list of a thread that records
 
     def launch(

@@ -46,6 +46,7 @@ class Simplices:
     Attributes:
         num_features: D of the lattice, at least that of the image.
         widths: bits of each field, the remainder's first.
+        case: the number of points and the widths, by which a device remembers lattices.
         num_words: words of a number, one of 64 bits or two.
         remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
@@ -81,6 +82,7 @@ class Simplices:
         highest = np.ceil(largest / num_corners).astype(np.int64) + KEY_MARGIN
         widths = [count.bit_length() for count in (highest - lowest).tolist()]
         self.widths = (self.num_features.bit_length(), *widths)
+        self.case = (source.num_points, self.widths)
         total_bits = sum(self.widths)
         if total_bits > _MAX_KEY_BITS:
             raise CapacityError(
@@ -148,6 +150,8 @@ class Simplices:
 def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
     """Estimate how many vertices the lattice would have, from one percent of the voxels.
 
+    The device remembers that for the next lattice.
+
     Source: Chao 1984, Nonparametric estimation of the number of classes in a population.
     """
     device = source.device
@@ -169,8 +173,10 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
         counts=counts,
     )
     distinct, once, twice = device.download(counts).sum(axis=1).tolist()
-    if run_length == 1:
-        return float(distinct)
-    unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
-    num_corners = source.num_points * (simplices.num_features + 1)
-    return float(min(distinct + unmet, num_corners))
+    num_vertices = float(distinct)
+    if run_length > 1:
+        unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
+        num_corners = source.num_points * (simplices.num_features + 1)
+        num_vertices = float(min(distinct + unmet, num_corners))
+    device.num_vertices[simplices.case] = num_vertices
+    return num_vertices

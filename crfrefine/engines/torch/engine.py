@@ -28,6 +28,7 @@ from crfrefine.engines.base import (
     Progress,
     RunContext,
     Tape,
+    box_inside,
 )
 from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.torch.filters import (
@@ -39,7 +40,7 @@ from crfrefine.engines.torch.filters import (
 )
 from crfrefine.engines.torch.mean_field import Inputs, divided, mean_field
 from crfrefine.engines.volumes import volume_part
-from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 
@@ -83,37 +84,31 @@ class TorchKernels:
         self._grid = image
         self._threads = context.threads
         self._device = device
-        if image.mask is None:
-            self.mask = np.ones(image.values.shape[1:], dtype=bool)
-        else:
-            self.mask = image.mask
-        if not self.mask.any():
-            raise InputError("the mask is empty")
+        self.image_shape: Shape = image.values.shape
+        grid_shape = self.image_shape[1:]
+        box = box_inside(image.mask, grid_shape)
         if spec.filter == "grid" and spec.bilateral:
             raise ConfigError(
                 "mean_field.filter: plain tensor operations (--device torch, float64 logits of the "
                 "layer) have exact, truncated and lattice, not 'grid'; use --device cpu, or float32"
             )
         self.dtype = "float64" if image.values.dtype == np.float64 else "float32"
-        self.num_voxels = int(self.mask.sum())
-        self.image_shape: Shape = image.values.shape
-
         self._like = torch.empty(0, dtype=getattr(torch, self.dtype), device=device)
-        self.inside = torch.as_tensor(self.mask, device=device)
-        self._image = self.tensor(image.values)
-        self._thetas = [self.tensor(kernel.theta) for kernel in spec.kernels]
+        mask = np.ones(grid_shape, np.bool_) if image.mask is None else image.mask
+        self.inside = torch.as_tensor(mask, device=device)
         # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
-        places = np.argwhere(self.mask)
-        steps = places - places.min(axis=0)
+        steps = np.argwhere(mask) - [side.start for side in box]
+        self.num_voxels = len(steps)
         self._positions = self.tensor(steps * np.asarray(spec.distances(image.spacing)))
         # Cells depend on the features and their order, which is that of the user's axes. An axis
         # along which the mask has one voxel has no feature, unless it is the last one.
-        last = self.mask.ndim - 1
-        users_axes = range(last + 1) if image.axes is None else image.axes
-        has_feature = [axis == last or bool(steps[:, axis].any()) for axis in range(last + 1)]
-        self._axes = [axis for axis in np.argsort(users_axes).tolist() if has_feature[axis]]
+        users_axes = range(len(box)) if image.axes is None else image.axes
+        self._axes = []
+        for axis in np.argsort(users_axes).tolist():
+            if box[axis].stop - box[axis].start > 1 or axis == len(box) - 1:
+                self._axes.append(axis)
         with _limits(context.threads, device), torch.no_grad():
-            self.built, texts = self._build(self._thetas, self._image, context.progress)
+            self.built, texts = self._build(*self._features(), context.progress)
         named = zip(spec.names, texts, strict=True)
         self.filters = tuple(f"{name}: {text}" for name, text in named)
         self._seconds = time.perf_counter() - started
@@ -156,25 +151,25 @@ class TorchKernels:
         inputs = self._inputs(logits, tape.spec)
         for leaf in inputs:
             leaf.requires_grad_()
-        image = self.tensor(self._image).requires_grad_(wants_image)
-        thetas = [self.tensor(theta).requires_grad_(wants_theta) for theta in self._thetas]
+        thetas, image = self._features()
+        image.requires_grad_(wants_image)
+        for theta in thetas:
+            theta.requires_grad_(wants_theta)
         with _limits(self._threads, self._device), torch.enable_grad():
             kernels, _ = self._build(thetas, image)
             refined, _ = self._refine(inputs, kernels, tape.spec)
             refined.backward(self.tensor(gradient))
 
         by_theta = [np.zeros(0), *[_slope(theta) for theta in thetas]]
-        by_logits = _slope(inputs.logits).astype(self.dtype)
-        by_temperature = float(_slope(inputs.temperature))
         by_slack = float(_slope(inputs.slack))
         by_image = None
         if wants_image:
             by_image = _slope(image).astype(self.dtype)
         return MeanFieldGradients(
-            logits=by_logits,
+            logits=_slope(inputs.logits).astype(self.dtype),
             weights=_slope(inputs.weights),
             compatibility=_slope(inputs.compatibility),
-            temperature=by_temperature,
+            temperature=float(_slope(inputs.temperature)),
             bias=_slope(inputs.bias),
             theta=np.concatenate(by_theta),
             image=by_image,
@@ -194,7 +189,7 @@ class TorchKernels:
         part = None
         if spec.volume_weight > 0.0:
             on_host = logits.detach().cpu().numpy()
-            voxels = volume_part(on_host, self.mask, spec, self._grid.axes)
+            voxels = volume_part(on_host, self._grid.mask, spec, self._grid.axes)
             part = torch.as_tensor(voxels, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
         x, report = mean_field(inputs_inside, kernels, spec, part, progress)
@@ -238,6 +233,11 @@ class TorchKernels:
             kernels.append(normalized(plain, intensities, self.spec.normalization))
             texts.append(text)
         return kernels, texts
+
+    def _features(self) -> tuple[list[Tensor], Tensor]:
+        """Return the bandwidths of each kernel, and the image."""
+        thetas = [self.tensor(kernel.theta) for kernel in self.spec.kernels]
+        return thetas, self.tensor(self._grid.values)
 
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> Inputs:
         """Return the inputs of `mean_field`, with logits (L, *grid)."""
