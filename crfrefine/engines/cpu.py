@@ -99,7 +99,7 @@ class CpuBackend(Backend):
             with self._one_run:
                 if not self._keeps(image, model.kernels, context.threads):
                     self._kept = None  # The old kernels are freed before new ones are built.
-                    built = self.kernels(image, model.kernels, context)
+                    built = CpuKernels(image, model.kernels, context)
                     self._kept = (built, image, context.threads)
                     del built
                 assert self._kept is not None
@@ -173,8 +173,8 @@ class CpuKernels:
                 context.threads or available_threads(),
                 context.progress,
             )
-        self.num_voxels = int(self.built.num_voxels())
-        self.filters = tuple(str(line) for line in self.built.descriptions())
+        self.num_voxels: int = self.built.num_voxels()
+        self.filters: tuple[str, ...] = tuple(self.built.descriptions())
         self._build_seconds = time.perf_counter() - started
 
     def run(
@@ -194,9 +194,8 @@ class CpuKernels:
             part = volume_part(logits, self._mask, spec, self._axes)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
-        energy = tuple(outcome["energy"])
         report = MeanFieldReport(
-            outcome["num_iterations"], outcome["converged"], energy, self.filters
+            outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters
         )
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
@@ -244,18 +243,15 @@ class CpuKernels:
         by_theta = np.array(sums["theta"])
         if not wants_theta:
             by_theta[...] = 0.0
-        by_weights = np.array(sums["weights"]).reshape(-1, num_labels)
-        by_compatibility = np.array(sums["compatibility"]).reshape(num_labels, num_labels)
-        by_slack = float(sums["volume_slack"])
         return MeanFieldGradients(
             logits=by_logits,
-            weights=by_weights,
-            compatibility=by_compatibility,
-            temperature=float(sums["temperature"]),
+            weights=np.reshape(sums["weights"], (-1, num_labels)),
+            compatibility=np.reshape(sums["compatibility"], (num_labels, num_labels)),
+            temperature=sums["temperature"],
             bias=np.array(sums["bias"]),
             theta=by_theta,
             image=by_image,
-            volume_weight=tape.spec.volume_weight_gradient(by_slack),
+            volume_weight=tape.spec.volume_weight_gradient(sums["volume_slack"]),
         )
 
 
@@ -304,13 +300,13 @@ def load_engine() -> Any:
     """
     baseline = _import_level(LEVELS[0])
     built = built_levels(baseline)
-    processor = str(baseline.cpu_level())
+    processor = baseline.cpu_level()
     supported = LEVELS[: LEVELS.index(processor) + 1]
-    best = [level for level in built if level in supported][-1]
-    level = os.environ.get(ASKED_LEVEL, best)
+    usable = [level for level in built if level in supported]
+    level = os.environ.get(ASKED_LEVEL, usable[-1])
     if level not in LEVELS:
         raise ConfigError(f"{ASKED_LEVEL} is {level!r}; expected one of {', '.join(LEVELS)}")
-    if level not in built or level not in supported:
+    if level not in usable:
         raise BackendUnavailableError(
             f"{ASKED_LEVEL} asks for {level}; this processor runs {processor}, and the "
             f"engine was compiled for {' and '.join(built)}; unset it, or "

@@ -47,7 +47,7 @@ class CompiledPoints:
         self._scale_by_normalization: dict[str, Float32] = {}
         with engine_errors(points.shape):
             self._points = load_engine().Points(points, method, threads or available_threads())
-        self.description = str(self._points.description())
+        self.description: str = self._points.description()
 
         if method == "lattice":  # "lattice (VERTICES vertices, ...)"
             num_vertices = int(self.description.split()[1].strip("("))

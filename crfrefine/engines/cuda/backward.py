@@ -5,13 +5,11 @@ kernels/cuda/mean_field_backward.cu has the names and the formulas.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Shape
 from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
@@ -77,11 +75,18 @@ class Backward:
         # The sums for the gradients of each kernel, None if none of them is wanted.
         self._moments: list[Moments | None] = []
         room = Room(xp)
-        wants: Arguments = {"wants_theta": wants_theta, "by_image": self._by_intensity}
         for kernel, spec in zip(kernels, self._kernel_set.kernels, strict=True):
             moments = None
             if wants_theta or (wants_image and spec.theta_intensity):
-                moments = Moments(kernel, spec, voxels, self._sums, room, **wants)
+                moments = Moments(
+                    kernel,
+                    spec,
+                    voxels,
+                    self._sums,
+                    room,
+                    wants_theta=wants_theta,
+                    by_image=self._by_intensity,
+                )
             self._moments.append(moments)
         self._num_features = sum(len(moments.thetas) for moments in self._moments if moments)
 
@@ -216,18 +221,13 @@ class Backward:
         has_sum: list[bool] = []
         for kernel in self._kernel_set.kernels:
             thetas += kernel.theta
-            has_sum += [self._wants_theta] * len(kernel.theta_intensity)
+            has_sum += [True] * len(kernel.theta_intensity)
             for axis in range(len(kernel.theta_position)):
-                has_sum.append(self._wants_theta and axis in self._voxels.source_axis)
+                has_sum.append(axis in self._voxels.source_axis)
         sources = np.where(has_sum, np.cumsum(has_sum) - 1, -1)
-        shapes: dict[str, Shape] = {
-            "weights": (num_kernels, num_labels),
-            "compatibility": (num_labels, num_labels),
-            "bias": (num_labels,),
-            "temperature": (),
-            "theta": (len(thetas),),
-        }
-        sizes = [math.prod(shape) for shape in shapes.values()]
+        if not self._wants_theta:
+            sources[:] = -1
+        sizes = (num_kernels * num_labels, num_labels**2, num_labels, 1, len(thetas))
         gradient = device.xp.empty(sum(sizes), dtype=np.float64)
         device.launch(
             "mean_field_backward",
@@ -249,17 +249,23 @@ class Backward:
         )
         if not self._stays:
             gradient = device.download(gradient)
-        parts: dict[str, Any] = {}
         ends = np.cumsum(sizes).tolist()
-        for (name, shape), size, end in zip(shapes.items(), sizes, ends, strict=True):
-            parts[name] = gradient[end - size : end].reshape(shape)
+        weights, compatibility, by_bias, temperature, by_theta = np.split(gradient, ends[:-1])
+        by_temperature: Any = temperature.reshape(())
         if not self._stays:
-            parts["temperature"] = float(parts["temperature"])
+            by_temperature = float(by_temperature)
         by_volume = None
         if volume is not None:
             by_volume = self._spec.volume_weight_gradient(volume.by_slack)
         return MeanFieldGradients(
-            logits=by_logits, image=by_image, volume_weight=by_volume, **parts
+            logits=by_logits,
+            weights=weights.reshape(num_kernels, num_labels),
+            compatibility=compatibility.reshape(num_labels, num_labels),
+            temperature=by_temperature,
+            bias=by_bias,
+            theta=by_theta,
+            image=by_image,
+            volume_weight=by_volume,
         )
 
     def _penalty(self, number: int) -> Arguments:

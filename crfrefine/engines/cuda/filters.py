@@ -13,7 +13,7 @@ import numpy as np
 from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import MAX_WIDTH, row_constants
+from crfrefine.engines.cuda.rows import MAX_WIDTH, row_constants, upload_float32
 from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
@@ -130,30 +130,45 @@ class FeatureSource(Protocol):
     spans: list[float]  # the largest value of each feature; the smallest one is 0
 
 
-class ExactFilter(Filter):
-    """All pairs of voxels, or of other points; see `Filter`."""
+class DirectFilter(Filter):
+    """Sums over the pairs of each point, by a kernel of kernels/cuda/direct.cu; see `Filter`."""
 
-    def __init__(self, source: FeatureSource) -> None:
-        super().__init__(source.device)
-        self._features = source.features * math.sqrt(_HALF_LOG2E)
-        self.description = f"exact (all {source.num_points} x N pairs)"
+    def __init__(
+        self, device: CupyDevice, kernel: str, features: Any, description: str, **pairs: Any
+    ) -> None:
+        """Take the (feature, point) features over their bandwidths.
+
+        The pairs are those arguments of the kernel that say which points are one.
+        """
+        super().__init__(device)
+        self.description = description
+        self._kernel = kernel
+        self._features = features * math.sqrt(_HALF_LOG2E)
+        self._pairs = pairs
 
     def filter_group(
         self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
     ) -> None:
-        """Sum over all pairs."""
-        num_voxels = len(group)
+        """Sum over the pairs."""
+        num_points = len(group)
         self.device.launch(
             "direct",
-            "filter_all_pairs",
+            self._kernel,
             row_constants(group, CRF_FEATURES=len(self._features)),
-            num_voxels,
+            num_points,
             features=self._features,
-            num_voxels=num_voxels,
+            num_voxels=num_points,
             values=group,
             sent=sent,
+            **self._pairs,
             **output,
         )
+
+
+def exact_filter(source: FeatureSource) -> DirectFilter:
+    """Return the sums over all pairs of voxels, or of other points."""
+    description = f"exact (all {source.num_points} x N pairs)"
+    return DirectFilter(source.device, "filter_all_pairs", source.features, description)
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
@@ -168,65 +183,43 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
     return radius
 
 
-class TruncatedFilter(Filter):
-    """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
+def truncated_filter(bilateral: BilateralInput) -> DirectFilter:
+    """Return the sums over the pairs of voxels up to three theta_alpha apart.
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        """List the window, and number the voxels in a box with padding.
-
-        Raises CapacityError if the window is too large.
-        """
-        super().__init__(bilateral.device)
-        voxels = bilateral.voxels
-        radius = window_radius(bilateral)
-        num_offsets = math.prod(2 * steps + 1 for steps in radius)
-        if num_offsets > _MAX_OFFSETS:
-            raise CapacityError(
-                f"a truncated sum with theta_alpha {bilateral.theta_position} visits up to "
-                f"{num_offsets:.2g} neighbors of each voxel; use smaller bandwidths, or "
-                "mean_field.filter = lattice"
-            )
-        # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the
-        # next one.
-        padded = np.add(voxels.box_shape, radius).tolist()
-        strides = [math.prod(padded[axis:]) for axis in range(1, len(padded) + 1)]
-        padding_before = int(np.dot(radius, strides))
-
-        xp = self.device.xp
-        intensities = bilateral.features[: len(bilateral.theta_intensity)]
-        index = voxels.linear_index(padded) + padding_before
-        num_places = math.prod(padded) + 2 * padding_before
-        number = xp.full(num_places, -1, dtype=np.int32)
-        number[index] = xp.arange(voxels.num_voxels, dtype=np.int32)
-
-        offsets, squared = _window(bilateral, radius, strides)
-        exponents = (_HALF_LOG2E * squared).astype(np.float32)  # minus log2 of the weights
-        self._num_features = len(intensities)
-        self._window: Arguments = {
-            "features": intensities * math.sqrt(_HALF_LOG2E),
-            "num_voxels": voxels.num_voxels,
-            "number": number,
-            "index": index,
-            "offset": self.device.upload(offsets),
-            "distance": self.device.upload(exponents),
-            "num_offsets": len(offsets),
-        }
-        self.description = f"truncated ({len(offsets) // 2} pairs per voxel)"
-
-    def filter_group(
-        self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
-    ) -> None:
-        """Sum over the window of each voxel."""
-        self.device.launch(
-            "direct",
-            "filter_window",
-            row_constants(group, CRF_FEATURES=self._num_features),
-            len(group),
-            values=group,
-            sent=sent,
-            **self._window,
-            **output,
+    Voxels are numbered in a box with padding. Raises CapacityError if the window is too large.
+    """
+    voxels = bilateral.voxels
+    radius = window_radius(bilateral)
+    num_offsets = math.prod(2 * steps + 1 for steps in radius)
+    if num_offsets > _MAX_OFFSETS:
+        raise CapacityError(
+            f"a truncated sum with theta_alpha {bilateral.theta_position} visits up to "
+            f"{num_offsets:.2g} neighbors of each voxel; use smaller bandwidths, or "
+            "mean_field.filter = lattice"
         )
+    # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the
+    # next one.
+    padded = np.add(voxels.box_shape, radius).tolist()
+    strides = [math.prod(padded[axis:]) for axis in range(1, len(padded) + 1)]
+    padding_before = int(np.dot(radius, strides))
+
+    device = voxels.device
+    index = voxels.linear_index(padded) + padding_before
+    number = device.xp.full(math.prod(padded) + 2 * padding_before, -1, dtype=np.int32)
+    number[index] = device.xp.arange(voxels.num_voxels, dtype=np.int32)
+    offsets, squared = _window(bilateral, radius, strides)
+    exponents = _HALF_LOG2E * squared  # minus log2 of the weights
+    return DirectFilter(
+        device,
+        "filter_window",
+        bilateral.features[: len(bilateral.theta_intensity)],
+        f"truncated ({len(offsets) // 2} pairs per voxel)",
+        number=number,
+        index=index,
+        offset=device.upload(offsets),
+        distance=upload_float32(device, exponents),
+        num_offsets=len(offsets),
+    )
 
 
 def _window(

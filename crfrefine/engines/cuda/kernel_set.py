@@ -10,7 +10,12 @@ from contextlib import suppress
 
 from crfrefine.base.numerics import LATTICE_HANDICAP
 from crfrefine.engines.choices import UNNOTICED, lattice_operations, pair_operations
-from crfrefine.engines.cuda.filters import ExactFilter, Filter, TruncatedFilter, window_radius
+from crfrefine.engines.cuda.filters import (
+    Filter,
+    exact_filter,
+    truncated_filter,
+    window_radius,
+)
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.simplices import Simplices, estimated_vertices
@@ -66,9 +71,9 @@ def build_kernel(voxels: Voxels, kernel: KernelSpec, spec: KernelSetSpec) -> Fil
     if name == "lattice":
         return Lattice(bilateral)
     if name == "truncated":
-        return TruncatedFilter(bilateral)
+        return truncated_filter(bilateral)
     if name == "exact":
-        return ExactFilter(bilateral)
+        return exact_filter(bilateral)
     raise ConfigError(
         f"mean_field.filter: --device cuda has exact, truncated and lattice, not {name!r}; use "
         "'lattice' or 'auto', or --device cpu"

@@ -33,17 +33,18 @@ class FeatureProducts:
     """A filter, and the products of values with features that it filters.
 
     Attributes:
+        columns: (feature, voxel), features over theta.
         inverse_theta: (feature) float64 on the device, what gradients are multiplied by.
     """
 
     def __init__(self, kernel: Filter, columns: Any, thetas: Any, room: Room) -> None:
-        """Take the (feature, voxel) columns, features over theta; None without features.
+        """Take the (feature, voxel) columns, features over theta.
 
         `thetas` are the bandwidths that gradients of features are divided by, (feature).
         """
         self._device = kernel.device
         self._kernel = kernel
-        self._columns = columns
+        self.columns = columns
         self.inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
         self._room = room
 
@@ -66,7 +67,7 @@ class FeatureProducts:
                 features. None: not asked for.
             transposed: whether to filter with the transpose.
         """
-        num_voxels = self._columns.shape[1]
+        num_voxels = self.columns.shape[1]
         num_channels = num_features * pair.num_values
         width = row_width(num_channels)
         while width > 1 and 2 * width * num_voxels > _PRODUCTS:
@@ -76,7 +77,7 @@ class FeatureProducts:
         num_threads = sum_threads(num_voxels)
         for first in range(0, num_channels, width):
             columns: Arguments = {
-                "columns": self._columns,
+                "columns": self.columns,
                 "num_features": num_features,
                 "num_values": pair.num_values,
                 "num_voxels": num_voxels,
@@ -151,7 +152,6 @@ class Moments:
         self.thetas = np.array([*intensity, *position])
         self._kernel = kernel
         self._voxels = voxels
-        self._num_voxels = voxels.num_voxels
         self._device = voxels.device
         self._num_modalities = len(intensity)
         self._wants_theta = wants_theta
@@ -164,22 +164,21 @@ class Moments:
 
         # The taps of the spatial kernel are differentiated themselves, including where they fade.
         self._slopes: list[SpatialFilter] = []
-        self._columns = None
+        self._products = None
         if isinstance(kernel, SpatialFilter):
             self._slopes = kernel.slopes()
         else:
-            self._columns = self._centered_features()
-        self._products = FeatureProducts(kernel, self._columns, self.thetas, room)
+            self._products = FeatureProducts(kernel, self._centered_features(), self.thetas, room)
 
         self.by_received = None
         self.by_sent = None
-        if self._columns is not None or kernel.scale is not None:
+        if self._products is not None or kernel.scale is not None:
             self.by_received = self._zeros()
         if kernel.scale is not None and kernel.sent_scale is None:
             self.by_sent = self._zeros()
 
     def _zeros(self) -> Any:
-        return self._device.xp.zeros(self._num_voxels, dtype=np.float32)
+        return self._device.xp.zeros(self._voxels.num_voxels, dtype=np.float32)
 
     def _centered_features(self) -> Any:
         """Return the (feature, voxel) features over theta, each around the middle of its values."""
@@ -215,7 +214,8 @@ class Moments:
         self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
 
         by_degree = None if scale is None else by_ones
-        squares = None if self._columns is None else self.by_received  # overwrites it
+        products = self._products
+        squares = None if products is None else self.by_received  # overwrites it
         self._voxels.launch(
             "moments",
             "differentiate_scale",
@@ -232,7 +232,7 @@ class Moments:
         )
         if by_degree is not None:
             self.add_pair(Pair(unit, None, by_degree, None, 1))
-        if squares is None:
+        if products is None:
             return
 
         also_squares = None
@@ -247,13 +247,13 @@ class Moments:
             num_features * self._num_threads,
             squares=squares,
             also_squares=also_squares,
-            columns=self._columns,
-            num_voxels=self._num_voxels,
+            columns=products.columns,
+            num_voxels=self._voxels.num_voxels,
             num_features=num_features,
             num_threads=self._num_threads,
             partial=self._partial,
             num_modalities=0 if self._by_image is None else len(self._by_image),
-            inverse_theta=self._products.inverse_theta,
+            inverse_theta=products.inverse_theta,
             by_image=self._by_image,
         )
 
@@ -271,17 +271,17 @@ class Moments:
                 other=pair.other,
                 num_groups=len(rows),
                 factor=pair.received,
-                num_voxels=self._num_voxels,
+                num_voxels=self._voxels.num_voxels,
                 num_threads=self._num_threads,
                 partial=self._partial[axis],
             )
-        if self._columns is None:
+        if self._products is None:
             return
         by_image = self._by_image
         if self._wants_theta:
             num_features = len(self.thetas)
             self._products.add(pair, num_features, sums=self._partial, by_feature=by_image)
-        elif by_image is not None:
+        else:  # The image's gradient alone is wanted.
             self._products.add(pair, self._num_modalities, by_feature=by_image)
         if by_image is not None:
             exchanged = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)

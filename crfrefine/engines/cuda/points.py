@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.engines.cuda.cupy_device import CupyDevice
-from crfrefine.engines.cuda.filters import ExactFilter, Filter
+from crfrefine.engines.cuda.filters import Filter, exact_filter
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.moments import FeatureProducts, Pair
 from crfrefine.engines.cuda.one_stream import OneStream
@@ -51,7 +51,7 @@ class CudaPoints:
             require_small_spans(max(self.spans))
             self._filter: Filter
             if method == "exact":
-                self._filter = ExactFilter(self)
+                self._filter = exact_filter(self)
             else:
                 lattice = Lattice(self)
                 require_shared(lattice.num_vertices, self.num_points, self.num_features)
