@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -45,15 +46,15 @@ EQUAL_LOGITS = "logits are equal for all labels"
 
 def find_padding(
     channels: Array,
-    ties: Bool | None,
     *,
     are_regions: bool = False,
     is_probability: bool = False,
 ) -> Bool | None:
-    """Return (*grid), True where logits, probabilities or log-odds (L, *grid) are padding; or None.
+    """Return (*grid), True where logits, probabilities or log-odds, (L, *grid), are padding.
 
-    `ties` are those of `find_ties` in these channels.
+    None means nowhere.
     """
+    ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
     if are_regions:  # Any tie may be a probability of one half.

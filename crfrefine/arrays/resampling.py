@@ -182,8 +182,7 @@ def resample_logits(
     where nothing but its padding contributes; all labels are equal only there. The scores fade out
     over one voxel of padding.
     """
-    ties = find_ties(source, are_regions=are_regions)
-    padding = find_padding(source, ties, are_regions=are_regions)
+    padding = find_padding(source, are_regions=are_regions)
     if padding is not None:
         for channel in source:
             channel[padding] = 0.0

@@ -20,7 +20,6 @@ from crfrefine.arrays.label_maps import label_logits, renumber, share_sigma
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.arrays.padding import find_padding
-from crfrefine.arrays.probabilities import find_ties
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Array, Bool, Float32, Labels, Spacing
 from crfrefine.base.failures import naming_case
@@ -137,10 +136,7 @@ class Case:
         assert isinstance(network, ArrayNetwork)
         if network.unseen is not None:
             return network.unseen if network.unseen.any() else None
-        are_regions = network.regions is not None
-        stored = reverse_grid(self.logits)
-        ties = find_ties(stored, are_regions=are_regions)
-        padding = find_padding(stored, ties, are_regions=are_regions)
+        padding = find_padding(reverse_grid(self.logits), are_regions=network.regions is not None)
         if padding is None:
             return None
         return padding.T

@@ -214,7 +214,7 @@ def _decode(
         labels = argmax_labels(stored)
         ties = find_ties(stored)
         if unseen is None:
-            unseen = find_padding(stored, ties, is_probability=kind == "probabilities")
+            unseen = find_padding(stored, is_probability=kind == "probabilities")
         if kind == "probabilities" and ties is not None:
             stored[:, ties] = 1.0 / len(stored)  # Ties may sum to 0, as undecided votes do not.
 
@@ -226,8 +226,7 @@ def _decode(
     if scheme is not None:
         log_odds = stored - np.float32(0.5)  # of their sign, and 0 in padding
         if unseen is None:
-            ties = find_ties(log_odds, are_regions=True)
-            unseen = find_padding(log_odds, ties, are_regions=True)
+            unseen = find_padding(log_odds, are_regions=True)
         labels = scheme.decode(log_odds)
         del log_odds
     return labels, unseen

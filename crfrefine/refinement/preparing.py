@@ -17,11 +17,9 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
 from crfrefine.arrays.padding import find_padding, leave_out
-from crfrefine.arrays.probabilities import find_ties
 from crfrefine.base.limits import require_memory
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 
@@ -33,6 +31,7 @@ WORTH_BOX = 0.9
 def prepare(case: CaseToRefine) -> Prepared:
     """Prepare a network's output in any form: channels in memory, a label map, or files."""
     network = case.network
+    largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
     if isinstance(network, ArrayNetwork):
         values = network.values
         is_probability = network.input_type == "probabilities"
@@ -40,10 +39,7 @@ def prepare(case: CaseToRefine) -> Prepared:
         largest = network.largest
         unseen = network.unseen
         if unseen is None:
-            ties = find_ties(values, are_regions=are_regions)
-            unseen = find_padding(
-                values, ties, are_regions=are_regions, is_probability=is_probability
-            )
+            unseen = find_padding(values, are_regions=are_regions, is_probability=is_probability)
         elif not unseen.any():
             unseen = None
         mask, num_padding, notes = leave_out(
@@ -56,7 +52,6 @@ def prepare(case: CaseToRefine) -> Prepared:
             largest = float(np.abs(values).max())
         if is_probability:
             largest = -math.log(MIN_PROBABILITY)
-        _require_small_logits(largest, case.parameters)
         prepared = Prepared(
             values,
             case.image,
@@ -71,24 +66,12 @@ def prepare(case: CaseToRefine) -> Prepared:
     else:
         prepared = plan_stream(network, case)
     if prepared.problem is None:
-        _plan_channels(prepared, case)
+        _plan_channels(prepared, largest, case)
     elif case.strokes is not None:
         from crfrefine.refinement.following import draw_strokes_on_tiles
 
         draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
     return prepared
-
-
-def _require_small_logits(largest: float, parameters: CrfParameters) -> None:
-    """Raise ConfigError if logits of this size over the temperature are too large for float32."""
-    # Energies and marginals are sums of a few logits over the temperature.
-    temperature = parameters.mean_field.temperature
-    largest += float(np.abs(parameters.mean_field.bias).max())
-    if largest / temperature > MAX_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
-            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
-        )
 
 
 def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared:
@@ -124,16 +107,24 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
         for channel in logits:
             near = label_maps.dilated(channel == CONFIDENCE, reach)
             np.copyto(channel, ABSENT_LOGIT, where=~near)
-    # No logit of a label map is farther from 0.
-    _require_small_logits(-ABSENT_LOGIT, case.parameters)
     return Prepared(logits, case.image, case.image.mask, labels=numbers)
 
 
-def _plan_channels(prepared: Prepared, case: CaseToRefine) -> None:
+def _plan_channels(prepared: Prepared, largest: float, case: CaseToRefine) -> None:
     """Normalize the image, edit the channels in memory by strokes, and plan their tiles.
 
     The image is normalized in the box of the mask without padding if so much lies outside it.
+    Raises ConfigError if logits of the largest magnitude, over the temperature, are too large for
+    float32.
     """
+    # Energies and marginals are sums of a few logits over the temperature.
+    temperature = case.parameters.mean_field.temperature
+    largest += float(np.abs(case.parameters.mean_field.bias).max())
+    if largest / temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
+            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
+        )
     started = time.perf_counter()
     raw = case.image
     is_coarser = not case.is_label_map and case.model.kernels.network_spacing is not None

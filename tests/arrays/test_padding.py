@@ -25,8 +25,7 @@ def assert_padding(logits, expected, **options):
     for axes in itertools.permutations(range(expected.ndim)):
         view = logits.transpose(0, *(axis + 1 for axis in axes))
         for given in (view, np.ascontiguousarray(view)):
-            are_regions = options.get("are_regions", False)
-            found = find_padding(given, find_ties(given, are_regions=are_regions), **options)
+            found = find_padding(given, **options)
             if found is None:
                 found = np.zeros(given.shape[1:], bool)
             np.testing.assert_array_equal(found, expected.transpose(axes))
@@ -197,7 +196,7 @@ def test_holes_are_padding_inside_the_field_of_view(part, num_holes, is_cropped)
     is_hole[part] = True
     logits = scores()
     logits[:, outside | is_hole] = 2.0
-    padding = find_padding(logits, find_ties(logits))
+    padding = find_padding(logits)
     np.testing.assert_array_equal(padding, outside | is_hole)
     expected = is_hole & ~outside & bool(num_holes)
     for axes in itertools.permutations(range(3)):
