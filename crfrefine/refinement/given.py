@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.problem import TileProblem
+    from crfrefine.refinement.tiles.survey import Thresholds
 
 
 class CaseToRefine(NamedTuple):
@@ -40,6 +41,7 @@ class CaseToRefine(NamedTuple):
     image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
     parameters: CrfParameters  # of the labels that have channels
     model: ModelSpec  # of the labels, or of the regions
+    thresholds: Thresholds  # below which labels can be left out of tiles
     backend: Backend
     context: RunContext
     order: Axes  # that the axes of the network's output are stored in

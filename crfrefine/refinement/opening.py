@@ -37,6 +37,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import CaseToRefine
+from crfrefine.refinement.tiles.survey import find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.arrays.strokes import Strokes
@@ -87,6 +88,7 @@ def open_case(
         network, notes = _open_channels(network.in_order(order), context.threads)
     steps = cast("Spacing | None", network.network_spacing)
     kernels = replace(model.kernels, network_spacing=steps).in_order(order)
+    model = replace(model, kernels=kernels)
     if mask is not None:
         mask = order.apply(mask)
     grid_image = GridImage(order.apply(image), mask, order.along(spacing), order.sources)
@@ -98,7 +100,8 @@ def open_case(
         network,
         grid_image,
         parameters,
-        replace(model, kernels=kernels),
+        model,
+        find_thresholds(parameters.mean_field.label_threshold, model),
         backend,
         context,
         order,

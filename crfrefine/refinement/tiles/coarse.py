@@ -13,18 +13,17 @@ from crfrefine.base.limits import run_all
 from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.grid import LabelSets, label_sets
 from crfrefine.refinement.tiles.interpolated import CoarseChannels
-from crfrefine.refinement.tiles.survey import Thresholds
 
 
 def plan_coarse(
-    prepared: Prepared, network: StreamedNetwork, case: CaseToRefine, thresholds: Thresholds
+    prepared: Prepared, network: StreamedNetwork, case: CaseToRefine
 ) -> tuple[CoarseChannels, Bool, Bool]:
     """Fill a case with what channels that stream by on a coarser network's grid tell.
 
     Return the channels, and (L, *tiles) where labels are present and where they may matter. Errors
     are those of `plan_stream`.
     """
-    source = CoarseChannels(network, case, thresholds)
+    source = CoarseChannels(network, case)
     prepared.notes = (source.note,)
     covered = source.covered()
     prepared.leave_out(None if covered.all() else ~covered)
@@ -37,6 +36,7 @@ def plan_coarse(
     source.ensure(likeliest)
     lowest, largest_sums = _best_of(source, likeliest, covered, mask)
     bias = source.bias
+    thresholds = case.thresholds
     temperature = case.model.mean_field.temperature
     depth_of_present = np.maximum(-temperature * thresholds.present, bias.max() - bias)
     depth_of_others = np.maximum(-temperature * thresholds.may_matter, depth_of_present)

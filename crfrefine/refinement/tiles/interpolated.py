@@ -42,9 +42,7 @@ class CoarseChannels(BoxedChannels):
         note: on the kind of the channels.
     """
 
-    def __init__(
-        self, network: StreamedNetwork, case: CaseToRefine, thresholds: Thresholds
-    ) -> None:
+    def __init__(self, network: StreamedNetwork, case: CaseToRefine) -> None:
         """Let channels stream by, and keep them where labels may take part.
 
         Errors are those of `plan_stream`.
@@ -52,7 +50,7 @@ class CoarseChannels(BoxedChannels):
         interpolation = network.interpolation
         assert interpolation is not None
         self.interpolation = interpolation
-        self.thresholds = thresholds
+        self.thresholds = thresholds = case.thresholds
         self.mean_field = mean_field = case.model.mean_field
         self.threads = case.context.threads or available_threads()
         self.grid = TileGrid(network.grid_shape)

@@ -13,7 +13,14 @@ from dataclasses import replace
 import numpy as np
 
 from crfrefine.arrays.intensity import fit_intensity
-from crfrefine.arrays.label_maps import CONFIDENCE, Box, count_inside, dilated, share_reach
+from crfrefine.arrays.label_maps import (
+    ABSENT_LOGIT,
+    CONFIDENCE,
+    Box,
+    count_inside,
+    dilated,
+    share_reach,
+)
 from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
@@ -32,6 +39,7 @@ from crfrefine.engines.choices import (
     WORTH_TILES,
 )
 from crfrefine.engines.cpu import CpuBackend
+from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.channels import ChannelSource, DenseChannels, LabelMapChannels
 from crfrefine.refinement.tiles.grid import (
@@ -44,7 +52,7 @@ from crfrefine.refinement.tiles.grid import (
     num_rings,
 )
 from crfrefine.refinement.tiles.problem import TileProblem
-from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds, settled_bound
+from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
 # Most voxels of a slab of the output of a coarser network: filters of them take about 2 GiB.
 LARGEST_COARSE_SLAB = 40_000_000
@@ -63,8 +71,7 @@ def plan_array(
     """
     spec = case.model
     threshold = case.parameters.mean_field.label_threshold
-    thresholds = find_thresholds(threshold, spec)
-    if thresholds.leave_out_nothing:
+    if case.thresholds.leave_out_nothing:
         return
 
     channels = prepared.logits[(slice(None), *(mask_box or ()))]
@@ -80,17 +87,17 @@ def plan_array(
         image = replace(image, values=image.values[(slice(None), *box)], mask=inside)
         mask = grid.mask(inside)
     can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
-    if can_sample and not is_interpolated and _is_crowded(source, mask, thresholds, case):
+    if can_sample and not is_interpolated and _is_crowded(source, mask, case):
         return
 
-    survey = _survey(source, mask, thresholds, case)
+    survey = _survey(source, mask, case)
     # The smallest probabilities have one logarithm.
     if mask_box is None and not source.is_probability and prepared.labels is None:
         prepared.labels = survey.label_map().reshape(prepared.logits.shape[1:])
     reach = spec.kernels.reach(image.spacing, grid.shape)
     presence = (survey.present, survey.may_matter)
     sets = label_sets(grid, *presence, reach)
-    problem = TileProblem(source, sets, *presence, image, spec, threshold, thresholds)
+    problem = TileProblem(source, sets, *presence, image, spec, threshold, case.thresholds)
     if is_interpolated:
         problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     else:
@@ -103,26 +110,22 @@ def plan_array(
     prepared.box = mask_box
 
 
-def _survey(
-    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
-) -> Survey:
+def _survey(source: DenseChannels, mask: Bool | None, case: CaseToRefine) -> Survey:
     """Return the survey of all channels, with labels marked where they are."""
     mean_field = case.model.mean_field
-    survey = Survey(source.grid, mean_field, mask, thresholds, case.context.threads)
+    survey = Survey(source.grid, mean_field, mask, case.thresholds, case.context.threads)
     survey.is_probability = source.is_probability
     for label, channel in enumerate(source.values):
         survey.add(label, channel)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > thresholds.may_matter)
+        tiles = np.flatnonzero(margins > case.thresholds.may_matter)
         if len(tiles):
             survey.mark(label, source.values[label], tiles)
     return survey
 
 
-def _is_crowded(
-    source: DenseChannels, mask: Bool | None, thresholds: Thresholds, case: CaseToRefine
-) -> bool:
+def _is_crowded(source: DenseChannels, mask: Bool | None, case: CaseToRefine) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
     planes = np.arange(source.grid.shape[0])
     is_sampled = planes // TILE[0] % SAMPLED_LAYERS == SAMPLED_LAYERS // 2
@@ -131,7 +134,7 @@ def _is_crowded(
     num_voxels = count_inside(inside, layers.grid.shape)
     if num_voxels == 0:
         return False
-    survey = _survey(layers, inside, thresholds, case)
+    survey = _survey(layers, inside, case)
     num_labels_of = survey.present.sum(axis=0)
     num_entries = int(num_labels_of[num_labels_of > 1].sum())
     work_everywhere = case.model.mean_field.num_channels * num_voxels
@@ -150,7 +153,6 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     """
     no_channel = np.zeros((0, *network.grid_shape), np.float32)
     prepared = Prepared(no_channel, case.image, case.image.mask)
-    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, case.model)
     source: ChannelSource
     if network.interpolation is None:
         from crfrefine.refinement.tiles.streaming import survey_stream
@@ -158,7 +160,7 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
         grid = TileGrid(network.grid_shape)
         reach = case.model.kernels.reach(case.image.spacing, grid.shape)
         mask = grid.mask(case.image.mask)
-        survey, store, note = survey_stream(network, case, grid, mask, thresholds, reach)
+        survey, store, note = survey_stream(network, case, grid, mask, case.thresholds, reach)
         prepared.notes = (note,)
         prepared.leave_out(survey.padding())
         survey.mask = grid.mask(prepared.mask)
@@ -171,8 +173,10 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
     else:
         from crfrefine.refinement.tiles.coarse import plan_coarse
 
-        source, present, may_matter = plan_coarse(prepared, network, case, thresholds)
-    prepared.problem = _problem_of(case, source, present, may_matter, prepared.mask, thresholds)
+        source, present, may_matter = plan_coarse(prepared, network, case)
+    prepared.problem = _problem_of(
+        case, source, present, may_matter, prepared.mask, case.thresholds
+    )
     return prepared
 
 
@@ -234,8 +238,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
         source = LabelMapChannels(labels, share_reach(sigma), sigma)
         confidence = 0.0
-        threshold = case.parameters.mean_field.label_threshold
-        settled_below = find_thresholds(threshold, spec).may_matter
+        settled_below = float(case.thresholds.may_matter)
 
     near = np.array(source.reach)
     if not is_plain:
@@ -271,6 +274,23 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
         problem=problem,
         largest_sums=num_voxels * logits,
     )
+
+
+def settled_bound(spec: ModelSpec) -> float:
+    """Return `TileProblem.settled_below` of a label map: only labels that take part exceed it.
+
+    It is minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
+    """
+    mean_field = spec.mean_field
+    strength = float(np.abs(mean_field.weights).max(axis=1, initial=0.0).sum())
+    temperature = mean_field.temperature
+    if mean_field.bias is not None:
+        difference = float(mean_field.bias.max() - mean_field.bias.min())
+        strength += difference / temperature
+    half = 0.5 * ABSENT_LOGIT / temperature
+    if strength + math.log(mean_field.num_labels) + CONFIDENCE / temperature < -0.5 * half:
+        return half
+    return -math.inf
 
 
 # ---- Whether tiles save work, and with which sums of messages

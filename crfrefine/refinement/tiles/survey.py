@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.padding import padding_among
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
@@ -240,20 +239,3 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     # A voxel's neighbors of a label penalize the voxel's labels differently, also where that label
     # does not matter at the voxel itself: there is no second bound.
     return Thresholds(lowest - weight * largest_difference, always)
-
-
-def settled_bound(spec: ModelSpec) -> float:
-    """Return `TileProblem.settled_below` of a label map: only labels that take part exceed it.
-
-    It is minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
-    """
-    mean_field = spec.mean_field
-    strength = float(np.abs(mean_field.weights).max(axis=1, initial=0.0).sum())
-    temperature = mean_field.temperature
-    if mean_field.bias is not None:
-        difference = float(mean_field.bias.max() - mean_field.bias.min())
-        strength += difference / temperature
-    half = 0.5 * ABSENT_LOGIT / temperature
-    if strength + math.log(mean_field.num_labels) + CONFIDENCE / temperature < -0.5 * half:
-        return half
-    return -math.inf
