@@ -22,7 +22,8 @@ class ExactFilter final : public Filter {
         padded_ = whole_vectors(num_voxels_);
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);
-        gather_features(input, 0, num_voxels_, features_.get(), padded_);
+        for (int f = 0; f < num_features_; ++f)
+            gather_feature(input, f, 0, num_voxels_, features_.get() + input.row_of(f) * padded_);
         for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kFeatureScale;
     }
 

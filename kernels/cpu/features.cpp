@@ -63,54 +63,50 @@ void KernelInput::require_span() const {
     }
 }
 
+namespace {
+// A feature of a piece: see piece_features.
+void piece_feature(const KernelInput& input, int feature, int64_t grid, const int32_t* coordinate,
+                   int64_t length, float* to) {
+    const int axis = feature - input.num_modalities();
+    if (axis < 0) {
+        const float* const intensity = input.intensity[feature] + grid;
+        const float zero = input.zero[feature];
+        const float scale = static_cast<float>(1.0 / input.theta_beta[feature]);
+        for (int64_t i = 0; i < length; i += kLanes)
+            store_some(to + i, (load_some(intensity + i, length - i) - zero) * scale, length - i);
+        return;
+    }
+    const double scale = input.voxels->spacing[axis] / input.theta_position[axis];
+    const int64_t place = input.first[axis] + coordinate[axis];
+    const bool is_last = feature == input.num_features() - 1;
+    for (int64_t i = 0; is_last && i < length; ++i) to[i] = static_cast<float>((place + i) * scale);
+    if (!is_last) std::fill_n(to, length, static_cast<float>(place * scale));
+}
+}  // namespace
+
 void piece_features(const KernelInput& input, int64_t grid, const int32_t* coordinate,
                     int64_t length, float* features, int64_t stride) {
-    const Voxels& voxels = *input.voxels;
-    const int num_modalities = static_cast<int>(input.intensity.size());
-    const int num_axes = static_cast<int>(input.theta_position.size());
-    for (int m = 0; m < num_modalities; ++m) {
-        const float* intensity = input.intensity[m];
-        const float zero = input.zero[m];
-        const float scale = static_cast<float>(1.0 / input.theta_beta[m]);
-        for (int64_t i = 0; i < length; i += kLanes)
-            store_some(features + m * stride + i,
-                       (load_some(intensity + grid + i, length - i) - zero) * scale, length - i);
-    }
-    for (int a = 0; a < num_axes; ++a) {
-        const double scale = voxels.spacing[a] / input.theta_position[a];
-        float* row = features + (num_modalities + voxels.feature[a]) * stride;
-        if (a < num_axes - 1) {
-            std::fill(row, row + length,
-                      static_cast<float>((input.first[a] + coordinate[a]) * scale));
-        } else {
-            for (int64_t i = 0; i < length; ++i)
-                row[i] = static_cast<float>((input.first[a] + coordinate[a] + i) * scale);
-        }
-    }
+    for (int f = 0; f < input.num_features(); ++f)
+        piece_feature(input, f, grid, coordinate, length, features + input.row_of(f) * stride);
 }
 
-void gather_features(const KernelInput& input, int64_t first, int64_t count, float* features,
-                     int64_t stride) {
+void gather_feature(const KernelInput& input, int feature, int64_t first, int64_t count,
+                    float* to) {
     input.voxels->for_pieces(
         first, first + count, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
             int64_t place[kMaxAxes];
+            int32_t coordinate[kMaxAxes];
             input.voxels->coordinates(box, place);
-            const std::vector<int32_t> coordinate(place, place + input.voxels->num_axes);
-            piece_features(input, grid, coordinate.data(), length, features + (voxel - first),
-                           stride);
+            std::copy_n(place, input.voxels->num_axes, coordinate);
+            piece_feature(input, feature, grid, coordinate, length, to + (voxel - first));
         });
 }
 
 void KernelInput::fill_column(int feature, float* column, ThreadPool& pool) const {
-    const int axis = feature - num_modalities();
-    const int row = axis < 0 ? feature : num_modalities() + voxels->feature[axis];
     std::vector<double> totals(num_voxel_blocks(voxels->num_voxels));
     pool.run_blocks(voxels->num_voxels, kVoxelBlock, [&](int64_t begin, int64_t end, int) {
-        std::vector<float> rows(num_features() * kVoxelBlock);
-        gather_features(*this, begin, end - begin, rows.data(), kVoxelBlock);
-        const float* const own = rows.data() + row * kVoxelBlock;
-        std::copy_n(own, end - begin, column + begin);
-        totals[begin / kVoxelBlock] = std::accumulate(own, own + (end - begin), 0.0);
+        gather_feature(*this, feature, begin, end - begin, column + begin);
+        totals[begin / kVoxelBlock] = std::accumulate(column + begin, column + end, 0.0);
     });
     const double total = std::accumulate(totals.begin(), totals.end(), 0.0);
     const float mean = static_cast<float>(total / static_cast<double>(voxels->num_voxels));

@@ -41,6 +41,11 @@ struct KernelInput {
         return feature < num_modalities() ? theta_beta[feature]
                                           : theta_position[feature - num_modalities()];
     }
+    // The row of a feature among those of a lattice and of exact sums.
+    int row_of(int feature) const {
+        const int axis = feature - num_modalities();
+        return axis < 0 ? feature : num_modalities() + voxels->feature[axis];
+    }
     // Writes a feature of all voxels, minus its mean.
     void fill_column(int feature, float* column, ThreadPool& pool) const;
 
@@ -52,14 +57,12 @@ struct KernelInput {
     double sigma(int axis) const { return theta_position[axis] / voxels->spacing[axis]; }
 };
 
-// Features of `count` compact voxels from `first` on, as num_modalities + num_axes arrays of
-// `stride` floats, from the feature origin on: by default the box's corner and the lowest
-// intensities, so that large offsets cost no precision.
-void gather_features(const KernelInput& input, int64_t first, int64_t count, float* features,
-                     int64_t stride);
+// A feature of `count` compact voxels from `first` on, from the feature origin on: by default the
+// box's corner and the lowest intensities, so that large offsets cost no precision.
+void gather_feature(const KernelInput& input, int feature, int64_t first, int64_t count, float* to);
 
-// The same for `length` voxels that follow one another in a row, from a place in the whole grid and
-// coordinates in the box.
+// All features of `length` voxels that follow one another in a row, from a place in the whole grid
+// and coordinates in the box, as rows of `stride` floats.
 void piece_features(const KernelInput& input, int64_t grid, const int32_t* coordinate,
                     int64_t length, float* features, int64_t stride);
 }  // namespace crf
