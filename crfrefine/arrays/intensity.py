@@ -48,11 +48,9 @@ def rules_of(parameters: IntensityParameters, num_modalities: int) -> list[tuple
     """
     settings = parameters.spread({"modality": num_modalities})
     rules = []
-    for modality, kind in enumerate(settings["normalization"]):
-        numbers = settings["percentiles"][modality]
-        if kind == "window":
-            numbers = settings["window"][modality]
-        rules.append((kind, numbers))
+    columns = (settings["normalization"], settings["window"], settings["percentiles"])
+    for kind, window, percentiles in zip(*columns, strict=True):
+        rules.append((kind, window if kind == "window" else percentiles))
     return rules
 
 

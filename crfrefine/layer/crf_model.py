@@ -132,8 +132,7 @@ def make_model(
     Raises ConfigError if the volume's weight is out of range, InputError if values do not fit the
     sizes.
     """
-    bandwidths = [(kind, values[1:]) for kind, values in terms]
-    kernels, theta = make_kernel_set(bandwidths, num_labels, num_modalities, num_axes, settings)
+    kernels, theta = make_kernel_set(terms, num_labels, num_modalities, num_axes, settings)
     rows = [torch.zeros(0, num_labels, dtype=dtype, device=HOST)]
     for name, (_, values) in zip(kernels.names, terms, strict=True):
         rows.append(_spread(values[0], num_labels, f"{name}.weight", dtype)[None])
@@ -187,8 +186,8 @@ def make_kernel_set(
 ) -> tuple[KernelSetSpec, Tensor]:
     """Return the kernels as engines take them, and the `theta` of `CrfModel`.
 
-    The values of each term are its bandwidths. They are float64 on the CPU: rounded ones would give
-    a lattice other vertices. Raises InputError if values do not fit.
+    Weights of the terms do not matter. Bandwidths are float64 on the CPU: rounded ones would give a
+    lattice other vertices. Raises InputError if values do not fit.
     """
     dtype = torch.float64
     sizes = {"axis": num_axes, "modality": num_modalities}
@@ -198,7 +197,7 @@ def make_kernel_set(
     for name, (kind, values) in zip(names, terms, strict=True):
         keys = KERNELS[kind].bandwidths()
         bandwidths = []
-        for (key, per), value in zip(keys.items(), values, strict=True):
+        for (key, per), value in zip(keys.items(), values[1:], strict=True):
             spread = _spread(value, sizes[per], f"{name}.{key}", dtype, is_positive=True)
             bandwidths.append(spread)
         kernels.append(KernelSpec(kind, *[tuple(numbers.tolist()) for numbers in bandwidths]))

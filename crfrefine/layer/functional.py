@@ -220,9 +220,9 @@ def build_kernels(
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for `mean_field`.
 
-    Each batch item has an object, which serves one call at a time. Terms have no weights; the type
-    of the image sets the precision. Other arguments and the errors are those of `mean_field`.
-    Without `copy` the image must never be overwritten.
+    Each batch item has an object, which serves one call at a time. Weights of the terms do not
+    matter; the type of the image sets the precision. Other arguments and the errors are those of
+    `mean_field`. Without `copy` the image must never be overwritten.
     """
     spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, settings)
     check_threads(threads)

@@ -50,7 +50,7 @@ def normalize_batch(
     items = []
     for item, inside in zip(image, masks, strict=True):
         if not is_as_arrays:
-            items.append(_normalize(item, rules, inside, dtype))
+            items.append(_normalize(item, rules, inside, dtype, may_lose_digits))
             continue
         values = item.detach()
         if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
@@ -71,9 +71,9 @@ def _normalize(
     rules: Sequence[tuple[str, Range]],
     mask: Tensor | None,
     dtype: torch.dtype,
+    may_lose_digits: bool,
 ) -> Tensor:
     """Normalize an image (M, *grid) in operations of PyTorch; percentiles wait for a GPU."""
-    may_lose_digits = has_many_digits(image.dtype)
     work = image.to(torch.float64 if may_lose_digits else dtype)
     channels = []
     for channel, (kind, numbers) in zip(work, rules, strict=True):
@@ -81,7 +81,7 @@ def _normalize(
             low, high = numbers
             channels.append(((channel - low) / (high - low)).clamp(0.0, 1.0))
             continue
-        if kind == "none" and (dtype == torch.float64 or not may_lose_digits):
+        if kind == "none" and not may_lose_digits:
             channels.append(channel)
             continue
 

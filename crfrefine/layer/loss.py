@@ -112,7 +112,7 @@ def crf_loss(
     inputs.check_finite(image)
     kernels = build_kernels(
         normalize_batch(image, intensity, mask, dtype, threads=threads),
-        [("bilateral", (theta_alpha, theta_beta))],
+        [("bilateral", (1.0, theta_alpha, theta_beta))],
         spacing=spacing,
         mask=mask,
         num_labels=logits.shape[1],
@@ -140,7 +140,7 @@ class _Energy(torch.autograd.Function):
         potts = 1.0 - np.eye(num_labels)
         spec = MeanFieldSpec(np.ones((1, num_labels)), potts, num_iterations=1)
         num_voxels = sum(item.num_voxels for item in kernels)
-        gradient = torch.empty_like(log_q) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty_like(log_q)
         total = 0.0
         for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
             tape = item.forward(autograd.to_array(item_log_q), spec)
@@ -150,11 +150,9 @@ class _Energy(torch.autograd.Function):
             q = item_log_q.exp()
             disagreement = q * penalty
             total += float(disagreement.sum(dtype=torch.float64))
-            if gradient is not None:
-                centered = penalty - disagreement.sum(0, keepdim=True)
-                gradient[index] = (2.0 / num_voxels) * q * centered
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+            centered = penalty - disagreement.sum(0, keepdim=True)
+            gradient[index] = (2.0 / num_voxels) * q * centered
+        ctx.save_for_backward(gradient)
         return log_q.new_tensor(total / num_voxels)
 
     @staticmethod

@@ -222,7 +222,7 @@ class CrfRnn(CrfValues):
             )
         return functional.build_kernels(
             normalized,
-            [(kind, values[1:]) for kind, values in self.terms()],
+            self.terms(),
             spacing=self._known_spacing(spacing),
             mask=mask,
             num_labels=self.num_labels,

@@ -177,9 +177,8 @@ class CrfValues(LearnedGroups):
         self, start: CompatibilityParameters, kind: str, symmetric: bool | None
     ) -> None:
         matrix = torch.from_numpy(start.penalties(self.num_labels))
-        kinds = ["full"]
-        if start.kind == "potts":  # Potts has no place for other penalties.
-            kinds.append("potts")
+        # Potts has no place for other penalties.
+        kinds = ("full", "potts") if start.kind == "potts" else ("full",)
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
             raise ConfigError(
@@ -286,7 +285,7 @@ class CrfValues(LearnedGroups):
             "modality": partial(_numbers, precision=precision),
         }
         changes: dict[str, Any] = {
-            "mean_field.temperature": forms.plain_numbers(self.temperature)[0],
+            "mean_field.temperature": _numbers(self.temperature),
             "mean_field.bias": _numbers(self.bias),
             "mean_field.num_iterations": self.num_iterations,
             "mean_field.tolerance": 0.0,
@@ -308,7 +307,7 @@ class CrfValues(LearnedGroups):
                 changes[kind] = kernel
         volume_weight = self.volume_weight
         if volume_weight is not None:
-            changes["volume.weight"] = forms.plain_numbers(volume_weight)[0]
+            changes["volume.weight"] = _numbers(volume_weight)
         compatibility = CompatibilityParameters()
         matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
         if not np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):

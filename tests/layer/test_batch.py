@@ -106,7 +106,7 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
     image = image[:1].expand(NUM_ITEMS, -1, -1, -1, -1)
     (kernels,) = build_kernels(
         image[:1],
-        [("bilateral", (2.5, (0.5, 0.8))), ("spatial", (1.5,))],
+        [("bilateral", (1.0, 2.5, (0.5, 0.8))), ("spatial", (1.0, 1.5))],
         spacing=SPACING,
         mask=None,
         num_labels=NUM_LABELS,
@@ -131,7 +131,7 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
 def filter_of(image, alpha, **options):
     (kernels,) = build_kernels(
         image,
-        [("bilateral", (alpha, 0.1))],
+        [("bilateral", (1.0, alpha, 0.1))],
         spacing=(1.0, 1.0, 1.2),
         mask=None,
         num_labels=NUM_LABELS,

@@ -102,8 +102,8 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed():
     """
     values, options = problem(masked=True)
     bandwidths = zip(values["theta_alpha"], values["theta_beta"], strict=True)
-    terms = [("bilateral", pair) for pair in bandwidths]
-    terms.append(("spatial", (values["theta_gamma"],)))
+    terms = [("bilateral", (1.0, *pair)) for pair in bandwidths]
+    terms.append(("spatial", (1.0, values["theta_gamma"])))
     settings = MeanFieldParameters(filter="lattice", num_iterations=3)
     kernels = build_kernels(
         values["image"][None], terms, num_labels=3, settings=settings, **options
