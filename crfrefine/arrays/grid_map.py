@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 POSITION_TOLERANCE = 1e-4
 # Axes that drift apart by at most so many voxels over the whole volume count as parallel.
 TILT_TOLERANCE = 1e-4
-# Weights of the samples at -1, 0, 1 and 2, a row each, as polynomials of the position from 0 to 1.
+# Weights of the samples at 0 and 1, or at -1, 0, 1 and 2, a row each, as polynomials of the
+# position from 0 to 1.
+LINEAR = np.array([[1, -1], [0, 1]], np.float32)
 CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
 
 
@@ -76,22 +78,19 @@ class GridMap:
 
         Beyond the edge, the outermost samples count.
         """
+        polynomials = CATMULL_ROM if is_cubic else LINEAR
+        count = len(polynomials)
         taps: list[Taps] = []
         for positions, size in self._positions:
             last = size - 1
             clipped = np.clip(positions, 0, last)
             below = np.floor(clipped).astype(np.intp)
             below = np.minimum(below, max(last - 1, 0))
-            fraction = clipped - below
-            if is_cubic:
-                neighbors = below + np.arange(-1, 3)[:, None]
-                powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
-                weights = (CATMULL_ROM @ powers).astype(np.float32)
-                taps.append((np.clip(neighbors, 0, last), weights))
-            else:
-                samples = np.stack([below, np.minimum(below + 1, last)])
-                upper = fraction.astype(np.float32)
-                taps.append((samples, np.stack([np.float32(1) - upper, upper])))
+            samples = below + np.arange(1 - count // 2, 1 + count // 2)[:, None]
+            fraction = (clipped - below).astype(polynomials.dtype)
+            powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
+            weights = (polynomials @ powers[:count]).astype(np.float32)
+            taps.append((np.clip(samples, 0, last), weights))
         return taps
 
     def inside(self, plane: int) -> Bool:

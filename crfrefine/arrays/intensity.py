@@ -185,9 +185,8 @@ class IntensityMap(NamedTuple):
         """Write the mapped intensities of an array to another of the same shape, row by row."""
         num_rows = source.shape[0]
         step = max(1, _BLOCK * num_rows // max(1, source.size))
-        for start in range(0, num_rows, step):
-            part = target[start : start + step]
-            values = source[start : start + step]
+        cuts = range(step, num_rows, step)
+        for values, part in zip(np.split(source, cuts), np.split(target, cuts), strict=True):
             if self.offset is not None:
                 values = without_offset(values, self.offset)
             np.subtract(values, np.float32(self.shift), out=part, casting="unsafe")
@@ -316,8 +315,8 @@ def _mean_and_deviation(values: Float32) -> Range:
     pivot = values[0]
     total = 0.0
     squares = 0.0
-    for start in range(0, values.size, _BLOCK):
-        part = values[start : start + _BLOCK] - pivot
+    for block in np.split(values, range(_BLOCK, values.size, _BLOCK)):
+        part = block - pivot
         total += float(part.sum(dtype=np.float64))
         squares += float(np.dot(part, part))
     mean = total / values.size

@@ -264,8 +264,7 @@ def take_log_odds(probabilities: Float32) -> None:
     Both p and 1 - p count as at least 1e-7.
     """
     flat = probabilities.reshape(-1)
-    for start in range(0, flat.size, BLOCK_VOXELS):
-        block = flat[start : start + BLOCK_VOXELS]
+    for block in np.split(flat, range(BLOCK_VOXELS, flat.size, BLOCK_VOXELS)):
         others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
         np.log(np.maximum(block, MIN_PROBABILITY), out=block)
         np.subtract(block, others, out=block)

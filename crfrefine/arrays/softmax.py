@@ -91,8 +91,7 @@ def clip_overshoot(probabilities: Float32) -> None:
 def take_logarithms(probabilities: Float32) -> None:
     """Replace C-contiguous probabilities with log(clip(p, 1e-7, 1)), in place, block by block."""
     flat = probabilities.reshape(-1)
-    for start in range(0, flat.size, BLOCK_VOXELS):
-        block = flat[start : start + BLOCK_VOXELS]
+    for block in np.split(flat, range(BLOCK_VOXELS, flat.size, BLOCK_VOXELS)):
         np.clip(block, MIN_PROBABILITY, 1.0, out=block)
         np.log(block, out=block)
 

@@ -21,7 +21,7 @@ from crfrefine.errors import ExportError
 from crfrefine.layer.crf_model import TENSORS
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels, Tape
+    from crfrefine.engines.base import Kernels
     from crfrefine.parameters.specs import MeanFieldSpec
 
 _P = ParamSpec("_P")
@@ -50,12 +50,9 @@ class MeanField(torch.autograd.Function):
         their gradients.
         """
         groups = _by_item(tensors)
-
-        def run(number: int) -> Tape:
-            kernels, spec = items[number]
-            return kernels.forward(to_array(groups[number]["logits"]), spec)
-
-        jobs = [functools.partial(run, number) for number in range(len(items))]
+        jobs = []
+        for (kernels, spec), item in zip(items, groups, strict=True):
+            jobs.append(functools.partial(kernels.forward, to_array(item["logits"]), spec))
         tapes = run_all(jobs, num_at_once)
         ctx.num_at_once = num_at_once
         ctx.items = items
@@ -77,26 +74,23 @@ class MeanField(torch.autograd.Function):
         records = ctx.saved_tensors[: len(grads)]
         tensors = ctx.saved_tensors[len(grads) :]
         needed = ctx.needs_input_grad[2:]
-        groups = _by_item(tensors)
-        needed_by_item = _by_item(needed)
-
-        def run(number: int) -> MeanFieldGradients:
-            item = groups[number]
-            wants = needed_by_item[number]
+        groups = zip(_by_item(tensors), _by_item(needed), grads, strict=True)
+        runs = zip(ctx.items, ctx.tapes, records, groups, strict=True)
+        jobs = []
+        for (kernels, _), tape, record, (item, wants, grad) in runs:
             # Gradients of parameters go to the device that these are on.
             are_on_cpu = item["weights"].device.type == "cpu"
             goes_to_cpu = are_on_cpu and any(wants[name] for name in TENSORS)
-            kernels, _ = ctx.items[number]
-            return kernels.backward(
-                ctx.tapes[number]._replace(record=to_array(records[number])),
+            job = functools.partial(
+                kernels.backward,
+                tape._replace(record=to_array(record)),
                 to_array(item["logits"]),
-                to_array(grads[number]),
+                to_array(grad),
                 wants_theta=wants["theta"],
                 wants_image=wants["image"],
                 stays=not goes_to_cpu,
             )
-
-        jobs = [functools.partial(run, number) for number in range(len(grads))]
+            jobs.append(job)
         values: list[Any] = []
         for gradients in run_all(jobs, ctx.num_at_once):
             values += gradients

@@ -141,12 +141,10 @@ def plain_numbers(
     These are the shortest decimals that are equal in a given precision. Numbers below `floor` get
     its absolute precision. Engines use bandwidths in float64, all other values in float32.
     """
-    precise = tensor.detach().double().flatten().tolist()
     relative = _ROUNDINGS * torch.finfo(precision).eps
     shortest = []
-    for value in precise:
+    for value in tensor.detach().double().flatten().tolist():
         tolerance = relative * max(abs(value), floor)
-        rounded = value
         for digits in range(1, 18):  # The last of these are all digits of a float64.
             rounded = float(f"{value:.{digits}g}")
             if abs(rounded - value) <= tolerance:

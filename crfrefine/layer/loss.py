@@ -118,7 +118,6 @@ def crf_loss(
         num_labels=logits.shape[1],
         settings=MeanFieldParameters(filter=filter, num_iterations=1),
         threads=threads,
-        copy=False,
     )
     log_q = log_q.clamp(min=_LEAST)
     return _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
