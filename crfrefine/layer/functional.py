@@ -28,7 +28,7 @@ from crfrefine.layer.crf_model import (
     make_model,
 )
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
-from crfrefine.layer.inputs import Mask, Spacing
+from crfrefine.layer.inputs import ItemMasks, Mask, Spacing
 from crfrefine.layer.taking_part import labels_taking_part, with_absent_labels
 from crfrefine.parameters.sections import KERNELS, MeanFieldParameters
 from crfrefine.parameters.specs import KernelSetSpec
@@ -234,7 +234,7 @@ def _build(
     image: Tensor,
     spec: KernelSetSpec,
     spacing: Spacing | None,
-    masks: Sequence[Tensor | None],
+    masks: ItemMasks,
     threads: int | None,
     *,
     copy: bool,

@@ -30,6 +30,7 @@ _SAMPLED = 8  # most voxels along an axis that are looked at to tell probabiliti
 # mm: one number, one per axis, or one row per batch item.
 Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
 Mask = Tensor | Array | None  # nonzero inside; None means everywhere
+ItemMasks = list[Tensor | None]  # of each batch item, (*grid), True inside; None means everywhere
 
 
 def check_tensor(
@@ -169,8 +170,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def masks_by_item(mask: Mask, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
-    """Return a boolean mask (*grid), or None, for each batch item.
+def masks_by_item(mask: Mask, num_items: int, grid_shape: Sequence[int]) -> ItemMasks:
+    """Return the mask of each batch item.
 
     Raises InputError if a mask is empty or does not fit.
     """
@@ -193,7 +194,7 @@ def masks_by_item(mask: Mask, num_items: int, grid_shape: Sequence[int]) -> list
             f"mask has shape {shape}; expected {grid}, {(num_items, *grid)} or "
             f"{(num_items, 1, *grid)}"
         )
-    masks: list[Tensor | None] = []
+    masks: ItemMasks = []
     for index, item in enumerate((inside != 0).reshape(-1, *grid).expand(num_items, *grid)):
         if not item.any():
             raise InputError(
@@ -274,7 +275,7 @@ def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
     return padding
 
 
-def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
+def check_logits(logits: Tensor, masks: ItemMasks) -> None:
     """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the items' masks.
 
     One such voxel would spread to all others of its item.

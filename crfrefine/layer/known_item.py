@@ -48,18 +48,19 @@ class KnownItem:
         return self._image.nbytes + num_places * (1 + _KEPT_BY_ENGINE)
 
     def kernels(self, model: CrfModel, spacing: Sequence[float], threads: int) -> Kernels:
-        """Build the kernels of a model; the spacing is in the unit of its bandwidths."""
+        """Build the kernels of a model; the spacing is in the unit of its bandwidths.
+
+        The host waits for the number of a lattice's vertices.
+        """
         grid = GridImage(to_array(self._image), self._mask, spacing, kept=self._kept)
         engine = inputs.engine_for(self._image.device)
         return engine.kernels(grid, model.kernels, RunContext(threads))
 
-    def refiner(
-        self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int
-    ) -> Callable[[], Tensor]:
-        """Build kernels, and return the function that refines logits (L, *grid) with them.
+    def refiner(self, kernels: Kernels, logits: Tensor, model: CrfModel) -> Callable[[], Tensor]:
+        """Return the function that refines logits (L, *grid) with kernels of the item.
 
-        The function does what `functional.refine_batch` does. It does not wait for a GPU, except
-        with a volume term; kernels wait for the number of a lattice's vertices.
+        The function does what `functional.refine_batch` does; there is no gradient with respect to
+        the image. It does not wait for a GPU, except with a volume term.
         """
         present = labels_taking_part(logits, self._inside, model, self._leads)
         case = b"" if present is None else present.tobytes()
@@ -67,19 +68,12 @@ class KnownItem:
             self._some_labels[case] = SomeLabels.of(present, logits.device)
         labels = self._some_labels[case]
         part = model.among(labels)
-        kernels = self.kernels(model, spacing, threads)
 
         def refine() -> Tensor:
             channels = logits if labels is None else logits[labels.on_device]
-            refined = refine_with(kernels, channels, part)
-            return with_absent_labels(refined, logits, model, labels, self._inside)
+            tensors = (channels, logits.new_empty(0), *part.tensors)  # There is no image.
+            runs = [(kernels, part.run)]
+            refined = MeanField.apply(runs, 1, *tensors)  # type: ignore[no-untyped-call]
+            return with_absent_labels(refined[0], logits, model, labels, self._inside)
 
         return refine
-
-
-def refine_with(kernels: Kernels, logits: Tensor, model: CrfModel) -> Tensor:
-    """Refine logits (L, *grid) with given kernels; they take no gradient of the image."""
-    tensors = (logits, logits.new_empty(0), *model.tensors)  # There is no image.
-    runs = [(kernels, model.run)]
-    results = MeanField.apply(runs, 1, *tensors)  # type: ignore[no-untyped-call]
-    return results[0]

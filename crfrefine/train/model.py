@@ -17,7 +17,6 @@ from torch import Tensor
 from crfrefine.base.array_types import Integers
 from crfrefine.engines.volumes import volume_bias
 from crfrefine.layer.crf_model import CrfModel
-from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.choice import CALIBRATION, Candidate
@@ -222,15 +221,17 @@ class Model:
             # Bandwidths are in voxels of the coarser network.
             spacing = tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
         channels = tensors.logits.float()
+        item = tensors.item
+        kernels = item.kernels(models[0], spacing, threads)
         if crop.regions is None:
-            refine_channels = tensors.item.refiner(channels, models[0], spacing, threads)
+            refine_channels = item.refiner(kernels, channels, models[0])
         else:
-            kernels = tensors.item.kernels(models[0], spacing, threads)
 
             def refine_channels() -> Tensor:
                 refined = []
                 for model, log_odds in zip(models, channels, strict=True):
-                    outside, inside = refine_with(kernels, with_background(log_odds), model)
+                    logits = with_background(log_odds)
+                    outside, inside = item.refiner(kernels, logits, model)()
                     refined.append(inside - outside)
                 return torch.stack(refined)
 
