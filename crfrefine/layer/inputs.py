@@ -125,6 +125,9 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     """
     if "probabilities" in told:
         return
+    # On a GPU only the first call looks, since the host has to wait for the GPU.
+    if logits.device.type != "cpu":
+        told.add("probabilities")
     # A few voxels tell, without padding.
     places = [slice(None), slice(None)]
     for extent in logits.shape[2:]:
@@ -132,14 +135,10 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     sample = logits.detach()[tuple(places)].movedim(1, 0)
     look = look_at(sample.float().resolve_neg().cpu().numpy())
     sums = look.sums[~look.is_equal]
-    are_probabilities = False
-    if look.outside is None and sums.size:
-        tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
-        are_probabilities = bool((np.abs(sums - 1.0) <= tolerance).all())
-    # On a GPU only the first call looks, since the host has to wait for the GPU.
-    if are_probabilities or logits.device.type != "cpu":
+    tolerance = max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
+    have_sum_of_one = sums.size > 0 and (np.abs(sums - 1.0) <= tolerance).all()
+    if look.outside is None and have_sum_of_one:
         told.add("probabilities")
-    if are_probabilities:
         notices.warn(
             "the logits look like probabilities: they lie in [0, 1] and sum to 1 over labels; give "
             "a network's output before its softmax; for probabilities, pass "

@@ -169,7 +169,7 @@ class CrfValues(LearnedGroups):
                     rows.append(FORMS[name].hold(value, sizes[per], f"{prefix}.{key}"))
             parameter = None
             if rows:
-                dtype = None if FORMS[name] is forms.WEIGHT else torch.float64
+                dtype = None if per == "label" else torch.float64
                 parameter = _parameter(rows if kind == "bilateral" else rows[0], dtype)
             self.register_parameter(name, parameter)
 
