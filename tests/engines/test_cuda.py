@@ -196,7 +196,9 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
     assert found.device == "cpu"
     (note,) = map(str, found.notes)
     why = "the case does not fit into the memory of cuda-shim"
-    assert note.startswith(f"computed on the CPU, since {why}: ")
+    problem = f"not enough memory on cuda-shim for {2 if regions else 4} labels on a grid of"
+    assert note.startswith(f"computed on the CPU, since {why}: {problem}")
+    assert note.endswith("fewer labels at a time, or --device cpu")
     expected = refined("cpu", regions=regions)
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.marginals, expected.marginals)
@@ -356,7 +358,7 @@ def test_calls_on_another_stream_wait_before_and_after_and_the_others_do_not():
     assert waits == [0, 2, 0]
     device.current = 7
     device.reset()
-    with pytest.raises(ZeroDivisionError), kernels._working(logits):
+    with pytest.raises(ZeroDivisionError), kernels._stream.working(logits):
         raise ZeroDivisionError
     assert device.waits["synchronize"] == 2
 

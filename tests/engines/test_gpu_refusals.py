@@ -15,7 +15,6 @@ import pytest
 import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
-from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.mean_field import MeanFieldRun
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
@@ -248,24 +247,18 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):
     """
     with_cupy(machine, None)
     device = get_backend("cuda").device
-    kernels = object.__new__(CudaKernels)
-    kernels._device = device
-    kernels._stream = OneStream(device)
-    kernels.image_shape = (1, 9, 8)
-    kernels.spec = SimpleNamespace(num_labels=3)
-    message = (
-        r"not enough memory on cuda for 3 labels on a grid of 9x8 voxels \(error 2\); "
-        r"use a mask.*--device cpu"
-    )
-    with pytest.raises(CapacityError, match=message), kernels._working(None):
+    stream = OneStream(device, "for an array of shape {shape}", "use a mask")
+    array = np.zeros((9, 8))
+    message = r"not enough memory on cuda for an array of shape \(9, 8\) \(error 2\); use a mask"
+    with pytest.raises(CapacityError, match=message), stream.working(array):
         raise CudaError(2, "error 2")
-    with pytest.raises(CudaError, match="error 1"), kernels._working(None):  # The GPU answers.
+    with pytest.raises(CudaError, match="error 1"), stream.working(array):  # The GPU answers.
         raise CudaError(1, "error 1")
     machine.setattr(
         sys.modules["cupy"].cuda.runtime, "deviceSynchronize", raising(CudaError(719, "error 719"))
     )
     message = r"--device cuda: the GPU stopped working in this case \(error 700\).*--device cpu"
-    with pytest.raises(DeviceLostError, match=message), kernels._working(None):
+    with pytest.raises(DeviceLostError, match=message), stream.working(array):
         raise CudaError(700, "error 700")
     with (
         pytest.raises(

@@ -30,7 +30,7 @@ def _on_gpu(kernels, values):
     device = kernels._device
     xp = device.xp
     voxels = kernels._voxels
-    with kernels._working(values):
+    with kernels._stream.working(values):
         channels = device.upload(values)
         sent = xp.empty((len(values), voxels.num_voxels), dtype=np.float32)
         voxels.gather(channels, sent)

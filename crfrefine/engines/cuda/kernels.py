@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +30,6 @@ from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.volume import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
-from crfrefine.errors import DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
@@ -59,12 +56,17 @@ class CudaKernels:
         self.spec = spec
         self.image_shape = tuple(image.values.shape)
         self._device = device
-        self._stream = OneStream(device)
+        grid = "x".join(str(extent) for extent in self.image_shape[1:])
+        self._stream = OneStream(
+            device,
+            f"for {spec.num_labels} labels on a grid of {grid} voxels",
+            "use a mask or a smaller region, fewer labels at a time, or --device cpu",
+        )
         self._upload_seconds = 0.0
         # The times of the stages are for the record of a case.
         on_host = isinstance(image.values, np.ndarray)
         distances = spec.distances(image.spacing)
-        with self._working(image.values):
+        with self._stream.working(image.values):
             # The image and its voxels may be on the device already; memory belongs to a stream.
             case = (device, device.stream(), tuple(distances))
             kept = {} if image.kept is None else image.kept
@@ -101,7 +103,7 @@ class CudaKernels:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started = time.perf_counter()
         spec = spec.rounded(np.float32)
-        with self._working(logits):
+        with self._stream.working(logits):
             uploaded = self._array(logits)
             self._device.synchronize()
             uploaded_at = time.perf_counter()
@@ -122,7 +124,7 @@ class CudaKernels:
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0).rounded(np.float32)
-        with self._working(logits):
+        with self._stream.working(logits):
             uploaded = self._array(logits)
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, records=True)
             run.take_steps()
@@ -142,7 +144,7 @@ class CudaKernels:
         stays: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        with self._working(logits):
+        with self._stream.working(logits):
             backward = Backward(
                 self._voxels,
                 self._kernels,
@@ -160,26 +162,6 @@ class CudaKernels:
             by_logits = self._stream.like(gradients.logits, logits)
             by_image = self._stream.like(gradients.image, logits)
             return gradients._replace(logits=by_logits, image=by_image)
-
-    @contextmanager
-    def _working(self, array: Any) -> Iterator[None]:
-        """Work on the device; see `OneStream.working`.
-
-        A failed allocation becomes a DeviceMemoryError: the case does not fit.
-        """
-        try:
-            with self._stream.working(array):
-                yield
-        except MemoryError as error:
-            # A plain MemoryError is a progress callback's: the GPU's and numpy's have other types.
-            if type(error) is MemoryError:
-                raise
-            grid = "x".join(str(extent) for extent in self.image_shape[1:])
-            raise DeviceMemoryError(
-                f"not enough memory on {self._device.name} for {self.spec.num_labels} labels on a "
-                f"grid of {grid} voxels ({error}); use a mask or a smaller region, fewer labels "
-                "at a time, or --device cpu"
-            ) from error
 
     def _array(self, channels: Any) -> Any:
         """Return channels on the device, in float32."""

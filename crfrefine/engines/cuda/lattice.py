@@ -102,7 +102,7 @@ class VertexTable:
         """
         simplices = self._simplices
         xp = simplices.device.xp
-        num_slots = int(self.slots.size)
+        num_slots = self.slots.size
         num_vertices = self.num_vertices
         used_slot = xp.empty(num_vertices, dtype=np.uint32)
         used = xp.empty((len(self._keys), num_vertices), dtype=np.uint64)
@@ -203,7 +203,7 @@ class Lattice(Filter):
         self.after = xp.empty(shape, dtype=np.int32)
         self.before = xp.full(shape, -1, dtype=np.int32)
         self.corner_vertex = xp.empty(self.corner_weight.shape, dtype=np.uint32)
-        num_corners = int(self.corner_vertex.size)
+        num_corners = self.corner_vertex.size
         simplices.launch(
             "link_vertices",
             num_corners,
@@ -214,7 +214,7 @@ class Lattice(Filter):
             table_bits=table.bits,
             slot_vertex=slot_vertex,
             shift=simplices.shift,
-            remainder_bits=simplices.remainder_bits,
+            remainder_bits=simplices.widths[0],
             after=self.after,
             before=self.before,
             corner_slot=table.corner_slot,
@@ -225,7 +225,7 @@ class Lattice(Filter):
     def _list_entries(self, simplices: Simplices) -> None:
         """Sort the corners by their vertices, and turn them into lists."""
         xp = self.device.xp
-        num_corners = int(self.corner_vertex.size)
+        num_corners = self.corner_vertex.size
         vertex = self.corner_vertex.reshape(-1)
         order = xp.argsort(vertex, kind="stable").astype(np.int64, copy=False)
         self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)

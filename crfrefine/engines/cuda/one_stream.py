@@ -10,6 +10,7 @@ import numpy as np
 
 from crfrefine.base.one_call import OneCall
 from crfrefine.engines.cuda.cupy_device import CupyDevice, following
+from crfrefine.errors import DeviceMemoryError
 
 
 class OneStream:
@@ -20,8 +21,14 @@ class OneStream:
     after it.
     """
 
-    def __init__(self, device: CupyDevice) -> None:
+    def __init__(self, device: CupyDevice, task: str, remedy: str) -> None:
+        """Take the task and the remedy that an error names if a GPU's memory is too small.
+
+        `{shape}` in the task stands for the shape of a call's array.
+        """
         self._device = device
+        self._task = task
+        self._remedy = remedy
         self._one_call = OneCall(
             f"these kernels on {device.name} are at work: a progress callback must not use the "
             "kernels of the run that called it; build others for it",
@@ -31,23 +38,32 @@ class OneStream:
 
     @contextmanager
     def working(self, array: Any) -> Iterator[None]:
-        """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory."""
-        with (
-            self._one_call,
-            self._device.active(),
-            following(self._device.xp, array, owner=self._stream),
-        ):
-            stream = self._device.stream()
-            if self._stream is None:
-                self._stream = stream
-            if stream == self._stream:
-                yield
-                return
-            self._device.synchronize_all()
-            try:
-                yield
-            finally:
-                self._device.synchronize()
+        """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory.
+
+        A failed allocation becomes a DeviceMemoryError: the case does not fit.
+        """
+        device = self._device
+        try:
+            with self._one_call, device.active(), following(device.xp, array, owner=self._stream):
+                stream = device.stream()
+                if self._stream is None:
+                    self._stream = stream
+                if stream == self._stream:
+                    yield
+                    return
+                device.synchronize_all()
+                try:
+                    yield
+                finally:
+                    device.synchronize()
+        except MemoryError as error:
+            # A plain MemoryError is a progress callback's: the GPU's and numpy's have other types.
+            if type(error) is MemoryError:
+                raise
+            task = self._task.format(shape=tuple(array.shape))
+            raise DeviceMemoryError(
+                f"not enough memory on {device.name} {task} ({error}); {self._remedy}"
+            ) from error
 
     def like(self, array: Any, example: Any) -> Any:
         """Return the array, if there is one, on the host or on the device, as the example is."""

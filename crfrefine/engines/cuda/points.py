@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.rows import Room, from_rows, to_rows, upload_float32
 from crfrefine.engines.cuda.voxels import row_ranges
 from crfrefine.engines.points import require_shared, require_small_spans
-from crfrefine.errors import DeviceMemoryError
 
 
 class CudaPoints:
@@ -38,8 +35,12 @@ class CudaPoints:
         InputError if no two points share a vertex of the lattice.
         """
         self.device = device
-        self._stream = OneStream(device)
-        with self._working(points):
+        self._stream = OneStream(
+            device,
+            "to filter an array of shape {shape}",
+            "take fewer channels or points at a time, or the CPU",
+        )
+        with self._stream.working(points):
             uploaded = device.upload(points)
             features = uploaded.reshape(len(uploaded), -1)
             self.num_features, self.num_points = features.shape
@@ -60,7 +61,7 @@ class CudaPoints:
 
     def apply(self, values: Any, *, transposed: bool = False) -> Any:
         """Filter (V, N) values with the kernel or its transpose."""
-        with self._working(values):
+        with self._stream.working(values):
             xp = self.device.xp
             channels = self.device.upload(values)
             rows = to_rows(xp, channels)
@@ -77,7 +78,7 @@ class CudaPoints:
         feature f, left_i K(f right)_i - f_i left_i K(right)_i, and the same with left and right
         exchanged and the transpose of K.
         """
-        with self._working(left):
+        with self._stream.working(left):
             xp = self.device.xp
             # Products of features around their middle have the fewest digits to lose.
             middle = upload_float32(self.device, np.multiply(self.spans, 0.5))
@@ -96,16 +97,3 @@ class CudaPoints:
                 squares += (other * filtered).sum(axis=(0, 2))
             gradient -= columns * squares
             return self._stream.like(gradient, left)
-
-    @contextmanager
-    def _working(self, array: Any) -> Iterator[None]:
-        """Work on the device; see `OneStream.working`."""
-        try:
-            with self._stream.working(array):
-                yield
-        except MemoryError as error:  # CuPy's error is a MemoryError too.
-            shape = tuple(array.shape)
-            raise DeviceMemoryError(
-                f"not enough memory on {self.device.name} to filter an array of shape {shape} "
-                f"({error}); take fewer channels or points at a time, or the CPU"
-            ) from error

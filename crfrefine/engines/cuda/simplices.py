@@ -48,7 +48,6 @@ class Simplices:
         widths: bits of each field, the remainder's first.
         case: the number of points and the widths, by which a device remembers lattices.
         num_words: words of a number, one of 64 bits or two.
-        remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
     """
 
@@ -94,7 +93,6 @@ class Simplices:
         fields = zip(lowest.tolist(), shift[1:], strict=True)
         self._bias = -sum(value << bit for value, bit in fields) % 2**_MAX_KEY_BITS
         self.num_words = 2 if total_bits > 64 else 1
-        self.remainder_bits = self.widths[0]
         self.shift = self.device.upload(np.array(shift, dtype=np.int32))
         self._scale = self.device.upload(scale)
 

@@ -135,7 +135,7 @@ class SpatialFilter(Filter):
             factors.append(axis_factors(weights, extent, exponent))
         uploaded = upload_float32(self.device, np.concatenate(factors, axis=1))
         extents = self.device.upload(np.array(voxels.box_shape, dtype=np.int64))
-        results = self.device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
+        results = self.device.xp.empty((1 + is_symmetric, voxels.box_size), dtype=np.float32)
         scale = results[0]
         ones = results[1] if is_symmetric else None
         self.device.launch(
@@ -163,7 +163,7 @@ class SpatialFilter(Filter):
         if len(self._axes) == 1:
             return None
         return {
-            "box": self._filter_all_but_one(group, sent),
+            **self._filter_all_but_one(group, sent),
             "places": self._voxels.places,
             **self._axes[0],
             "axis_scale": received,
@@ -174,18 +174,15 @@ class SpatialFilter(Filter):
         self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False
     ) -> None:
         """Filter along all axes of the box."""
-        width = group.shape[1]
-        if len(self._axes) == 1:
-            self._filter_axis(0, width, values=group, sent=sent, **output)
-            return
-        box = self._filter_all_but_one(group, sent)
-        self._filter_axis(0, width, box=box, **output)
+        self._filter_axis(0, group.shape[1], **self._filter_all_but_one(group, sent), **output)
 
-    def _filter_all_but_one(self, group: Any, sent: Any) -> Any:
-        """Filter the voxels' values along all axes but the first; return the box, (place, width).
+    def _filter_all_but_one(self, group: Any, sent: Any) -> Arguments:
+        """Filter the voxels' values along all axes but the first; return what that one reads.
 
         The first axis is the last one that is filtered.
         """
+        if len(self._axes) == 1:
+            return {"values": group, "sent": sent}
         width = group.shape[1]
         box, next_box = self._boxes.array(2, self._voxels.box_size, width)
         last = len(self._axes) - 1
@@ -212,14 +209,13 @@ class SpatialFilter(Filter):
                 column_radius=across["radius"],
                 box=box,
             )
-            remaining = range(last - 2, 0, -1)
+            last -= 1
         else:
             self._filter_axis(last, width, values=group, sent=sent, next_box=box)
-            remaining = range(last - 1, 0, -1)
-        for number in remaining:
+        for number in range(last - 1, 0, -1):
             self._filter_axis(number, width, box=box, next_box=next_box)
             box, next_box = next_box, box
-        return box
+        return {"box": box}
 
     def _filter_axis(self, number: int, width: int, **ends: Any) -> None:
         """Filter along one axis.

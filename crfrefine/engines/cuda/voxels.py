@@ -65,7 +65,7 @@ class Voxels:
         else:
             inside = device.upload(mask)
             self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
-        self.num_voxels = int(self.grid_index.size)
+        self.num_voxels = self.grid_index.size
 
         last = len(grid_shape) - 1
         self.source_axis = []
@@ -96,9 +96,9 @@ class Voxels:
     def coordinates(self) -> list[Any]:
         """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
         coordinates = []
+        of_grid = self.device.xp.unravel_index(self.grid_index, self.grid_shape)
         for axis, first in zip(self.source_axis, self.first, strict=True):
-            of_grid = self.grid_index // self.strides[axis] % self.grid_shape[axis]
-            coordinates.append((of_grid - first).astype(np.int32))
+            coordinates.append((of_grid[axis] - first).astype(np.int32))
         return coordinates
 
     @cached_property
@@ -175,7 +175,7 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     `places`, (voxel) on the device, are those that count; None means all.
     """
     num_rows, row_size = rows.shape
-    num_voxels = row_size if places is None else int(places.size)
+    num_voxels = row_size if places is None else places.size
     num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
     ends = device.xp.empty((2, num_rows, num_blocks), dtype=np.float32)
     device.launch(
@@ -215,8 +215,8 @@ class BilateralInput:
         self.voxels = voxels
         self.device = voxels.device
         self.num_points = voxels.num_voxels
-        self.theta_position = list(theta_position)
-        self.theta_intensity = list(theta_intensity)
+        self.theta_position = theta_position
+        self.theta_intensity = theta_intensity
         num_modalities = len(self.theta_intensity)
         lowest, highest = [ends[:num_modalities] for ends in voxels.intensity_ranges]
         spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
@@ -241,7 +241,7 @@ class BilateralInput:
         self.num_features = len(self.spans)
 
         device = voxels.device
-        inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)
+        inverse_theta = np.divide(1.0, theta_intensity).astype(np.float32)
         intensity = device.upload(np.stack([lowest, inverse_theta]))
         shape = (self.num_features, voxels.num_voxels)
         self.features = device.xp.empty(shape, dtype=np.float32)
