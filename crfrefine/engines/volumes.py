@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -137,21 +138,16 @@ def volume_part(
     if spec.bias is not None:
         limits += spec.bias[0] - spec.bias
     limits -= 1e-6 * np.abs(limits)  # They are compared in float32.
-    places = []
-    columns = []
-    for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache
-        plane = logits[:, number].reshape(len(logits), -1)
+    is_doubtful = inside.copy()
+    for number in range(len(inside)):  # plane by plane, as a plane fits into the cache
+        plane = logits[:, number]
         channels = zip(plane[1:], limits[1:].tolist(), strict=True)
         # The difference of two infinities is not a number, and not below the limit.
         with np.errstate(invalid="ignore"):
             are_below = [of_label - plane[0] < limit for of_label, limit in channels]
-        is_certain = np.logical_and.reduce(are_below)
-        doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
-        places.append(doubtful + number * plane.shape[1])
-        columns.append(plane[:, doubtful])
-    voxels = np.concatenate(places)
+        is_doubtful[number] &= ~np.logical_and.reduce(are_below)
     # x before the first step, whose softmax are the first marginals.
-    first_scores = np.concatenate(columns, axis=1, dtype=np.float64)
+    first_scores = np.array(logits[:, is_doubtful], np.float64, order="C")
     if spec.bias is not None:
         first_scores += spec.bias[:, None]
     first_scores /= spec.temperature
@@ -161,7 +157,7 @@ def volume_part(
     bodies = np.zeros(inside.shape, dtype=np.bool_)
     for of_label in first_scores[1:]:
         candidates = np.zeros(inside.shape, dtype=np.bool_)
-        candidates.flat[voxels[of_label > lowest]] = True
+        candidates[is_doubtful] = of_label > lowest
         bodies |= order.apply(largest_component(order.undo(candidates)))
     return bodies[inside]
 
@@ -192,17 +188,20 @@ def matching_bias(
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
         members, counts, wanted = _open(entries, inside, wanted, 2 * limit)
-        layers: list[_Layer] = []  # Of voxels with more labels than there are layers before.
-        for number in range(counts.max(initial=0)):
-            length = int(np.count_nonzero(counts > number))
-            layers.append((np.zeros(length, np.int16), np.empty(length, np.float32)))
+        # Each layer has the voxels with more labels than there are layers before.
+        lengths = [np.count_nonzero(counts > number) for number in range(counts.max(initial=0))]
+        begins = np.cumsum([0, *lengths])
+        all_labels = np.empty(begins[-1], np.int16)
+        all_logits = np.empty(begins[-1], np.float32)
         num_before = np.zeros(len(counts), np.int32)
         for label, (places, logits) in enumerate(members):
-            for number, (layer_labels, layer_logits) in enumerate(layers):
-                is_free = num_before[places] == number
-                layer_labels[places[is_free]] = label
-                layer_logits[places[is_free]] = logits[is_free]
+            slots = begins[num_before[places]] + places
+            all_labels[slots] = label
+            all_logits[slots] = logits
             num_before[places] += 1
+        layers = []
+        for begin, end in pairwise(begins.tolist()):
+            layers.append((all_labels[begin:end], all_logits[begin:end]))
 
         change = np.zeros(len(members), np.float32)
         for _ in range(num_rounds):
@@ -302,16 +301,15 @@ def _threshold(distances: Float32, wanted: int, limit: float) -> float:
         return -limit
     if wanted >= len(distances):
         return limit
-    last = np.partition(distances, wanted - 1)[wanted - 1]
-    below = distances < last
-    above = distances > last
-    num_below = np.count_nonzero(below)
-    num_with = len(distances) - np.count_nonzero(above)
+    ascending = np.sort(distances)
+    last = ascending[wanted - 1]
+    num_below = np.searchsorted(ascending, last)
+    num_with = np.searchsorted(ascending, last, side="right")
     if num_below and wanted - num_below < num_with - wanted:
-        bias = 0.5 * (last + distances[below].max())
-    elif num_with < len(distances):
-        bias = 0.5 * (last + distances[above].min())
+        bias = 0.5 * (last + ascending[num_below - 1])
+    elif num_with < len(ascending):
+        bias = 0.5 * (last + ascending[num_with])
     else:
         bias = last + limit
-    highest = limit if distances.min() < limit else 2 * limit
+    highest = limit if ascending[0] < limit else 2 * limit
     return float(np.clip(bias, -limit, highest))

@@ -5,7 +5,6 @@ The host searches the biases; kernels/cuda/volume.cu and products.cu have the su
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,10 +32,6 @@ class MassSums:
         self._voxels = voxels
         self._num_labels = num_labels
         self._marginals = device.xp.empty((num_labels, voxels.num_voxels), dtype=np.float32)
-
-    def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
-        """Return masses and covariance of softmax(logits + bias), for logits (label, *grid)."""
-        return self.of_marginals(self._with_bias(logits, bias))
 
     def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
         """Return masses (L,) and covariance (L, L) of (label, voxel) marginals."""
@@ -114,8 +109,7 @@ class VolumeSteps(MassSums):
         """Add the biases to the logits that `update` has stored."""
         self.energies.append(self._term.energy(self._masses))
         start = self.biases[-1] if self.biases else np.zeros(self._num_labels)
-        masses_of = partial(self.of_logits, self._out)
-        bias = self._term.search(masses_of, start, LAST_CHANGE)
+        bias = self._term.search(self._masses_with, start, LAST_CHANGE)
         self.biases.append(bias)
 
         voxels = self._voxels
@@ -132,6 +126,10 @@ class VolumeSteps(MassSums):
         )
         if self._term.slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self.masses(self._out)
+
+    def _masses_with(self, bias: Float64) -> tuple[Float64, Float64]:
+        """Return masses and covariance of the softmax of the logits with a bias."""
+        return self.of_marginals(self._with_bias(self._out, bias))
 
 
 class VolumeBackward(MassSums):
