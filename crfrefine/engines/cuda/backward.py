@@ -56,9 +56,9 @@ class Backward:
         self._weights = upload_float32(self._device, self._spec.weights)
         self._compatibility = upload_float32(self._device, self._spec.compatibility)
         self._sums = Sums(voxels.device)
-        self._products = Products(
-            self._sums, num_labels, num_labels, num_voxels, num_sets=len(kernels)
-        )
+        self._products = []  # of messages and gradients with respect to x, for each kernel
+        for _ in kernels:
+            self._products.append(Products(self._sums, num_labels, num_labels, num_voxels))
         xp = self._device.xp
         self._by_intensity = None
         if wants_image:
@@ -93,7 +93,7 @@ class Backward:
         # (label, voxel) gradients with respect to x and to the first x, and the messages.
         of_labels = (num_labels, num_voxels)
         self._by_x = xp.empty(of_labels, dtype=np.float32)
-        self._by_start = xp.empty(of_labels, dtype=np.float32)
+        self._by_start = xp.zeros(of_labels, dtype=np.float32)
         self._messages = xp.empty(of_labels, dtype=np.float32)
 
     def run(
@@ -109,7 +109,6 @@ class Backward:
         """
         num_labels = self._num_labels
         self._voxels.gather(by_out, self._by_x)
-        self._by_start[...] = 0.0
         for step in reversed(range(self._spec.num_iterations)):
             if volume is not None:
                 volume.step_back(step, self._by_x)
@@ -183,7 +182,7 @@ class Backward:
             adds=number > 0,
             messages=self._messages,
         )
-        self._products.add(self._messages, self._by_x, number=number)
+        self._products[number].add(self._messages, self._by_x)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits; add its sums for bias and temperature."""

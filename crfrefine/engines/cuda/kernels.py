@@ -68,7 +68,7 @@ class CudaKernels:
         distances = spec.distances(image.spacing)
         with self._stream.working(image.values):
             # The image and its voxels may be on the device already; memory belongs to a stream.
-            case = (device, device.stream(), tuple(distances))
+            case = (device, device.stream(), distances)
             kept = {} if image.kept is None else image.kept
             if case not in kept:
                 began = time.perf_counter()

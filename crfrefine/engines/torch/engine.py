@@ -99,7 +99,8 @@ class TorchKernels:
         # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
         steps = np.argwhere(mask) - [side.start for side in box]
         self.num_voxels = len(steps)
-        self._positions = self.tensor(steps * np.asarray(spec.distances(image.spacing)))
+        self._distances = spec.distances(image.spacing)
+        self._positions = self.tensor(steps * np.asarray(self._distances))
         # Cells depend on the features and their order, which is that of the user's axes. An axis
         # along which the mask has one voxel has no feature, unless it is the last one.
         users_axes = range(len(box)) if image.axes is None else image.axes
@@ -206,7 +207,6 @@ class TorchKernels:
         intensities = image[:, self.inside].T
         num_modalities = intensities.shape[1]
         columns = [*range(num_modalities), *(num_modalities + axis for axis in self._axes)]
-        distances = self.spec.distances(self._grid.spacing)
         name = self.spec.filter
         if name == "auto":
             name = exact_or_lattice(self.num_voxels)
@@ -217,7 +217,7 @@ class TorchKernels:
                 progress("build", number, len(thetas))
             text = "exact"
             if kernel.kind in SUMS:
-                plain = SUMS[kernel.kind](self.inside, distances, theta, intensities)
+                plain = SUMS[kernel.kind](self.inside, self._distances, theta, intensities)
             else:
                 above_lowest = intensities - intensities.detach().amin(0)
                 features = torch.cat([above_lowest, self._positions], dim=1) / theta
