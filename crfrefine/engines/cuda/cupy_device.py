@@ -33,11 +33,11 @@ class _Borrowed:
 
 
 @contextmanager
-def following(cupy: Any, array: Any, owner: int | None = None) -> Iterator[None]:
+def following(cupy: Any, array: Any, owner: int | None) -> Iterator[None]:
     """Work on PyTorch's current stream and in its memory, if an array is a tensor on a GPU.
 
     Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that
-    it was allocated for. This is the `owner`, or by default the current stream.
+    it was allocated for. This is the `owner`; None means the current stream.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor) or array.device.type != "cuda":

@@ -38,8 +38,7 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
             try:
                 runtime.setDevice(before)
             except runtime.CUDARuntimeError as error:
-                status = getattr(error, "status", None)
-                if status not in (OUT_OF_MEMORY, _DEVICES_UNAVAILABLE):
+                if error.status not in (OUT_OF_MEMORY, _DEVICES_UNAVAILABLE):
                     raise
                 warnings.warn(
                     f"GPU {before} cannot be made current again ({error}): this thread stays on "

@@ -48,20 +48,25 @@ class VertexTable:
         slots: (slot) number of a corner with the key, or `_EMPTY`.
         corner_slot: (corner) the slot of its key.
         num_vertices: the number of different keys.
+        vertices: (word, vertex) the keys in ascending order, which numbers the vertices.
+        slot_vertex: (slot) the vertex of each used slot.
     """
 
     def __init__(self, simplices: Simplices, keys: Any, bits: int) -> None:
         """Put every key into a table of 2^bits slots, or of more if these are too few.
 
-        Raises CapacityError if there are too many vertices.
+        Then number the vertices. Raises CapacityError if there are too many.
         """
-        self._simplices = simplices
-        self._keys = keys
         xp = simplices.device.xp
         num_corners = keys.shape[1]
         self.corner_slot = xp.empty(num_corners, dtype=np.uint32)
         self.slots: Any = None
-        while bits <= _MAX_TABLE_BITS:
+        while True:
+            if bits > _MAX_TABLE_BITS:
+                raise CapacityError(
+                    "the lattice would have more than 2^31 vertices; use larger bandwidths, or a "
+                    "mask"
+                )
             num_slots = 2**bits
             num_blocks = ceil_divide(num_slots, SLOTS_OF_BLOCK)
             self.slots = xp.full(num_slots, _EMPTY, dtype=np.uint64)
@@ -80,40 +85,28 @@ class VertexTable:
             simplices.launch(
                 "count_vertices", num_blocks, table=self.slots, num_slots=num_slots, counts=counts
             )
-            self._ends = xp.cumsum(counts, dtype=np.uint64)
-            num_vertices, with_overflow = simplices.device.download(self._ends[-2:]).tolist()
+            ends = xp.cumsum(counts, dtype=np.uint64)
+            num_vertices, with_overflow = simplices.device.download(ends[-2:]).tolist()
             if with_overflow > num_vertices:
                 bits += 2
             elif 2 * num_vertices <= num_slots:
-                self.num_vertices: int = num_vertices
-                self.bits = bits
-                return
+                break
             else:
                 bits = (2 * num_vertices - 1).bit_length()
             self.slots = None  # freed before a larger table is made
-        raise CapacityError(
-            "the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask"
-        )
+        self.bits = bits
+        self.num_vertices: int = num_vertices
 
-    def number(self) -> tuple[Any, Any]:
-        """Number the vertices in the order of their keys.
-
-        Returns the keys in this order, and the vertex of each used slot.
-        """
-        simplices = self._simplices
-        xp = simplices.device.xp
-        num_slots = self.slots.size
-        num_vertices = self.num_vertices
         used_slot = xp.empty(num_vertices, dtype=np.uint32)
-        used = xp.empty((len(self._keys), num_vertices), dtype=np.uint64)
-        vertices = xp.empty_like(used)
+        used = xp.empty((len(keys), num_vertices), dtype=np.uint64)
+        self.vertices = xp.empty_like(used)
         simplices.launch(
             "list_vertices",
-            ceil_divide(num_slots, SLOTS_OF_BLOCK),
+            num_blocks,
             table=self.slots,
             num_slots=num_slots,
-            ends=self._ends,
-            **words("key", self._keys),
+            ends=ends,
+            **words("key", keys),
             used_slot=used_slot,
             **words("used", used),
         )
@@ -122,7 +115,7 @@ class VertexTable:
         if len(used) > 1:
             order = order[xp.argsort(used[1][order], kind="stable")]
         order = order.astype(np.int64, copy=False)
-        slot_vertex = xp.empty(num_slots, dtype=np.uint32)
+        self.slot_vertex = xp.empty(num_slots, dtype=np.uint32)
         simplices.launch(
             "number_slots",
             num_vertices,
@@ -130,10 +123,9 @@ class VertexTable:
             used_slot=used_slot,
             **words("used", used),
             num_vertices=num_vertices,
-            slot_vertex=slot_vertex,
-            **words("vertex", vertices),
+            slot_vertex=self.slot_vertex,
+            **words("vertex", self.vertices),
         )
-        return vertices, slot_vertex
 
 
 class Lattice(Filter):
@@ -197,7 +189,7 @@ class Lattice(Filter):
         keys, self.corner_weight = simplices.find(source.features)
         table = VertexTable(simplices, keys, table_bits)
         self.num_vertices = table.num_vertices
-        self.vertices, slot_vertex = table.number()
+        self.vertices = table.vertices
 
         shape = (self.num_features + 1, self.num_vertices)
         self.after = xp.empty(shape, dtype=np.int32)
@@ -212,7 +204,7 @@ class Lattice(Filter):
             **words("key", keys),
             table=table.slots,
             table_bits=table.bits,
-            slot_vertex=slot_vertex,
+            slot_vertex=table.slot_vertex,
             shift=simplices.shift,
             remainder_bits=simplices.widths[0],
             after=self.after,

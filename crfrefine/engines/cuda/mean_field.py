@@ -139,14 +139,14 @@ class MeanFieldRun:
         spec = self._spec
         device = self._voxels.device
         num_channels = spec.num_channels
+        self._weighted_ones = None
+        if num_channels < spec.num_labels:
+            self._weighted_ones = device.xp.zeros(self._voxels.num_voxels, dtype=np.float32)
         self._kernels = []
         for kernel, weight in zip(kernels, spec.weights, strict=True):
             rows = to_rows(np, weight[:num_channels, None])
             self._kernels.append((kernel, device.upload(rows[:, 0])))
-        self._weighted_ones = None
-        if num_channels < spec.num_labels:
-            self._weighted_ones = device.xp.zeros(self._voxels.num_voxels, dtype=np.float32)
-            for kernel, weight in zip(kernels, spec.weights, strict=True):
+            if self._weighted_ones is not None:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = upload_float32(device, spec.compatibility)
         self._inverse_temperature = np.float32(1.0) / np.float32(spec.temperature)

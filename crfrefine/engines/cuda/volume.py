@@ -109,7 +109,7 @@ class VolumeSteps(MassSums):
         """Add the biases to the logits that `update` has stored."""
         self.energies.append(self._term.energy(self._masses))
         start = self.biases[-1] if self.biases else np.zeros(self._num_labels)
-        bias = self._term.search(self._masses_with, start, LAST_CHANGE)
+        bias = self._term.search(self.masses_with, start, LAST_CHANGE)
         self.biases.append(bias)
 
         voxels = self._voxels
@@ -127,7 +127,7 @@ class VolumeSteps(MassSums):
         if self._term.slack > 0.0:  # the energy of masses that are kept exactly is 0
             self._masses = self.masses(self._out)
 
-    def _masses_with(self, bias: Float64) -> tuple[Float64, Float64]:
+    def masses_with(self, bias: Float64) -> tuple[Float64, Float64]:
         """Return masses and covariance of the softmax of the logits with a bias."""
         return self.of_marginals(self._with_bias(self._out, bias))
 

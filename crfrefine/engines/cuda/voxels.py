@@ -32,7 +32,6 @@ class Voxels:
     Attributes:
         image: (M, *grid) float32 on the device.
         mask, axes: those of `GridImage`, on the host.
-        strides: the distance in the grid between neighbors along each of its axes.
         grid_index: (voxel) linear indices, on the device.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
         source_axis: the grid axis of each axis of the box.
@@ -59,7 +58,6 @@ class Voxels:
         self.axes = axes
         self.grid_shape = grid_shape = image.shape[1:]
         self.grid_size = math.prod(grid_shape)
-        self.strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(len(grid_shape))]
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
         else:
@@ -109,8 +107,9 @@ class Voxels:
         """
         layout = []
         for axis, source in enumerate(self.source_axis):
+            stride = math.prod(self.grid_shape[source + 1 :])
             extent = self.grid_shape[source]
-            layout.append((self.strides[source], extent, self.first[axis], self.feature[axis]))
+            layout.append((stride, extent, self.first[axis], self.feature[axis]))
         return self.device.upload(np.array(layout, dtype=np.int64))
 
     @cached_property
