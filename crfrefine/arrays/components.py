@@ -42,9 +42,12 @@ class Cleaned:
             before, after = lost.get(label, (left, left))
             lost_later = before - after
             lost[label] = (total, max(0, left - lost_later))
-        voxels_removed = self.voxels_removed + first.voxels_removed
-        voxels_filled = self.voxels_filled + first.voxels_filled
-        return Cleaned(self.label_map, voxels_removed, voxels_filled, lost)
+        return Cleaned(
+            self.label_map,
+            self.voxels_removed + first.voxels_removed,
+            self.voxels_filled + first.voxels_filled,
+            lost,
+        )
 
 
 def clean(
@@ -204,8 +207,7 @@ def fill_holes(label_map: Array, box: Box, fills: Bool) -> int:
     label_of_hole[holes] = main_labels
     values = label_of_hole[hole_numbers]
     is_filled = values != 0
-    places = np.unravel_index(voxels[is_filled], part.shape)
-    part[places] = values[is_filled]
+    part[np.unravel_index(voxels[is_filled], part.shape)] = values[is_filled]
     return int(np.count_nonzero(is_filled))
 
 

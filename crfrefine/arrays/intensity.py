@@ -162,9 +162,7 @@ def normalize_intensity(
     def run(modality: int) -> None:
         values = order.apply(image[modality])
         fitted = _fit_modality(values, *rules[modality], stored_mask)
-        source = order.apply(part[modality])
-        target = order.apply(result[modality])
-        fitted.apply(source, target)
+        fitted.apply(order.apply(part[modality]), order.apply(result[modality]))
 
     jobs = [partial(run, modality) for modality in range(len(image))]
     run_all(jobs, threads or available_threads())
@@ -267,13 +265,14 @@ def notes_on_intensity(
             ordered = np.sort(values[where], axis=None)
             num_fill = count_fill(ordered, (low, high))
             if num_fill:
-                note = NoteKind.FILL_LEFT_OUT(
-                    modality=modality,
-                    fill=float(ordered[0]),
-                    share=num_fill / ordered.size,
-                    next=float(ordered[num_fill]),
+                fills.append(
+                    NoteKind.FILL_LEFT_OUT(
+                        modality=modality,
+                        fill=float(ordered[0]),
+                        share=num_fill / ordered.size,
+                        next=float(ordered[num_fill]),
+                    )
                 )
-                fills.append(note)
         if kind != "window":
             continue
 

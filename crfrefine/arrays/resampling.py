@@ -159,8 +159,7 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     last = np.array(grid_map.source_shape) - 1
     for plane in range(grid_map.shape[0]):
         y, x = np.nonzero(grid_map.inside(plane))
-        z = np.full_like(y, plane)
-        voxels = np.stack([z, y, x], axis=1)
+        voxels = np.stack([np.full_like(y, plane), y, x], axis=1)
         positions = voxels @ grid_map.matrix.T + grid_map.offset
         samples = tuple(nearest_sample(positions, last).T)
         target[plane, y, x] = stored[samples]

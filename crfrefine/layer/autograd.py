@@ -98,8 +98,9 @@ class MeanField(torch.autograd.Function):
         for value, is_needed, tensor in zip(values, needed, tensors, strict=True):
             result = None
             if is_needed:  # A gradient has the type and the device of its tensor.
-                own = to_own_tensor(value)
-                result = torch.as_tensor(own, dtype=tensor.dtype, device=tensor.device)
+                result = torch.as_tensor(
+                    to_own_tensor(value), dtype=tensor.dtype, device=tensor.device
+                )
             results.append(result)
         return None, None, *results
 

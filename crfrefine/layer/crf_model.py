@@ -81,8 +81,7 @@ class CrfModel:
         """
         leaves: dict[str, Any] = {}
         for name, tensor in zip(TENSORS, self.tensors, strict=True):
-            leaf = tensor.detach().to(device)
-            leaves[name] = leaf.requires_grad_(tensor.requires_grad)
+            leaves[name] = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
         return replace(self, **leaves)
 
     def among(self, labels: SomeLabels | None) -> CrfModel:
@@ -195,9 +194,8 @@ def make_kernel_set(
     thetas = [torch.zeros(0, dtype=dtype, device=HOST)]
     names = kernel_names([kind for kind, _ in terms])
     for name, (kind, values) in zip(names, terms, strict=True):
-        keys = KERNELS[kind].bandwidths()
         bandwidths = []
-        for (key, per), value in zip(keys.items(), values[1:], strict=True):
+        for (key, per), value in zip(KERNELS[kind].bandwidths().items(), values[1:], strict=True):
             spread = _spread(value, sizes[per], f"{name}.{key}", dtype, is_positive=True)
             bandwidths.append(spread)
         kernels.append(KernelSpec(kind, *[tuple(numbers.tolist()) for numbers in bandwidths]))

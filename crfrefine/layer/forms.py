@@ -40,9 +40,9 @@ class Form:
 
     def from_raw(self, raw: Tensor) -> Tensor:
         """Return the values of raw numbers, clamped to the range; outward gradients stop there."""
-        low = self.to_raw(self.low)
-        high = self.to_raw(self.high)
-        return _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
+        return _ClampInward.apply(  # type: ignore[no-untyped-call]
+            raw, self.to_raw(self.low), self.to_raw(self.high)
+        )
 
     def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
         """Return the raw numbers of `size` values, or of one value for all.

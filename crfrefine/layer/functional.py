@@ -94,8 +94,6 @@ def mean_field(
         values = others.pop(kind, None)
         if values is not None:
             terms.append((kind, values))
-    # `others` now holds the other keys of `[mean_field]`.
-    checked = MeanFieldParameters(label_threshold=label_threshold, **others)
     model = make_model(
         logits.shape[1],
         image.shape[1],
@@ -106,7 +104,8 @@ def mean_field(
         temperature=temperature,
         bias=bias,
         volume=volume,
-        settings=checked,
+        # `others` now holds the other keys of `[mean_field]`.
+        settings=MeanFieldParameters(label_threshold=label_threshold, **others),
     )
     return refine_batch(
         logits,
@@ -240,8 +239,9 @@ def _build(
     copy: bool,
 ) -> list[Kernels]:
     if spacing is None:
-        is_used = spec.positions != "voxels" and len(spec.kernels) > 0
-        spacing = notices.assumed_spacing(matters=is_used)
+        spacing = notices.assumed_spacing(
+            matters=spec.positions != "voxels" and len(spec.kernels) > 0
+        )
     distances = inputs.spacings_by_item(spacing, len(image), image.ndim - 2)
     items = image.detach().unbind()
     dtype = inputs.compute_dtype(image)

@@ -96,8 +96,7 @@ def gaussian_filter(
     for index in range(len(sent)):
         kernel = PointFilter(points[index], grid, method, threads)
         items.append(kernel.normalized(sent[index], normalization))
-    filtered = torch.stack(items)
-    return _on_grid(filtered, places, values.shape).to(values.dtype)
+    return _on_grid(torch.stack(items), places, values.shape).to(values.dtype)
 
 
 def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
@@ -165,8 +164,7 @@ class TensorPoints:
             kernel = kernel.with_graph_of(self._built_for + (points - points.detach()))
         elif normalization != "none":
             kernel.keep_sums()
-        filtered = kernel.normalized(sent, normalization)
-        result = _on_grid(filtered, self._places, values.shape)
+        result = _on_grid(kernel.normalized(sent, normalization), self._places, values.shape)
         if is_tensor:
             return result.to(values.device, values.dtype)
         return result.detach().cpu().numpy()

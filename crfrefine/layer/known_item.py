@@ -44,8 +44,7 @@ class KnownItem:
     @property
     def num_bytes(self) -> int:
         """The bytes that the item takes on a GPU, at most, without kernels of a model."""
-        num_places = self._inside.numel()
-        return self._image.nbytes + num_places * (1 + _KEPT_BY_ENGINE)
+        return self._image.nbytes + self._inside.numel() * (1 + _KEPT_BY_ENGINE)
 
     def kernels(self, model: CrfModel, spacing: Sequence[float], threads: int) -> Kernels:
         """Build the kernels of a model; the spacing is in the unit of its bandwidths.

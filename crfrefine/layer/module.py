@@ -242,8 +242,9 @@ class CrfRnn(CrfValues):
         """Return the spacing, or 1 mm with a warning, once per layer."""
         if spacing is not None:
             return spacing
-        matters = self._start.mean_field.positions != "voxels"
-        return notices.assumed_spacing(matters=matters, told=self._told)
+        return notices.assumed_spacing(
+            matters=self._start.mean_field.positions != "voxels", told=self._told
+        )
 
     def _check_batch(self, logits: Tensor, image: Tensor) -> None:
         """Raise the errors of shapes and devices."""
