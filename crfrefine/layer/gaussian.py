@@ -13,7 +13,7 @@ from torch import Tensor
 from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.array_types import Float32, Shape
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, check_word, choose_method
+from crfrefine.engines.points import MAX_VALUE, NORMALIZATIONS, check_word
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import outside_graphs
@@ -91,7 +91,6 @@ def gaussian_filter(
     _check_finite("values", sent)
     _check_finite("features", points)
 
-    method = choose_method(method, points.shape[2], points.shape[1])
     items = []
     for index in range(len(sent)):
         kernel = PointFilter(points[index], grid, method, threads)
@@ -140,7 +139,6 @@ class TensorPoints:
         points = self._inside(features)
         self.num_points = points.shape[1]
         _check_finite("features", points)
-        method = choose_method(method, self.num_points, len(points))
         # A copy: the kernel is that of the features as they are now.
         self._built_for = points.detach().clone()
         self._filter = PointFilter(
@@ -223,9 +221,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     """Raise InputError if a number is not finite, or too large for the engine."""
     if not tensor.numel():
         return
-    limit = torch.finfo(tensor.dtype).max
-    if tensor.dtype == torch.float32:
-        limit = MAX_VALUE
+    limit = MAX_VALUE if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
     try:
         ends = torch.stack(tensor.detach().aminmax())
         is_usable = bool(ends.abs().max() <= limit)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crfrefine.base import notices
 from crfrefine.base.array_types import Shape
-from crfrefine.engines.points import TINY, CompiledPoints
+from crfrefine.engines.points import TINY, CompiledPoints, choose_method
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
@@ -38,13 +38,14 @@ class PointFilter:
         *,
         is_plain: bool = False,
     ) -> None:
-        """Take (D, N) features on a grid; the method is "exact" or "lattice".
+        """Take (D, N) features on a grid; the method is "exact", "lattice" or "auto".
 
-        With `is_plain` the kernel is in operations of PyTorch, whatever the features are.
+        With `is_plain` the kernel is in operations of PyTorch, whatever the features are. Raises
+        InputError without points, ConfigError for another method.
         """
         self._features = features
         self._grid = grid
-        self._method = method
+        self._method = choose_method(method, features.shape[1], len(features))
         self._threads = threads
         self._kernel: CompiledPoints | CudaPoints | None = None
         self._sums: Tensor | None = None  # of each point's weights, if they are known, (1, N)
@@ -59,7 +60,7 @@ class PointFilter:
                     _TOLD,
                 )
         if self._engine is None:
-            self._in_operations = tensor_kernel(features.T, method)
+            self._in_operations = tensor_kernel(features.T, self._method)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter (V, N) values."""
