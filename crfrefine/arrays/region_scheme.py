@@ -316,8 +316,9 @@ def resolve_regions(
         bias = None
         if biases is not None and biases[region] != 0.0:
             bias = np.array([0.0, biases[region]], np.float32)
-        run = dataclasses.replace(
-            together.mean_field, weights=weights, compatibility=potts, bias=bias
+        runs.append(
+            dataclasses.replace(
+                together.mean_field, weights=weights, compatibility=potts, bias=bias
+            )
         )
-        runs.append(run)
     return ModelSpec(kernels, runs[0], tuple(runs))

@@ -60,13 +60,12 @@ class Interpolation:
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
         """Write planes of a channel on the grid to fill, (z, y, x); 0 outside of the source."""
         target[planes] = 0.0
-        first = planes.start or 0
         along_z, along_y, along_x = self.grid_map.inside_along
         inside = [np.flatnonzero(part) for part in (along_z[planes], along_y, along_x)]
         if not all(part.size for part in inside):
             return
 
-        inside[0] += first
+        inside[0] += planes.start or 0
         box = tuple(_span(part[0], part[-1]) for part in inside)
         target[box] = self.of_box(source.__getitem__, box)
 
@@ -79,9 +78,7 @@ class Interpolation:
         """
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
-            first = samples[0, part].min()
-            last = samples[-1, part].max()
-            source_box[axis] = _span(first, last)
+            source_box[axis] = _span(samples[0, part].min(), samples[-1, part].max())
         values = read(tuple(source_box)).transpose(self.axes)
 
         for number in (2, 1, 0):
