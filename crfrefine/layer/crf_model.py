@@ -161,7 +161,6 @@ def make_model(
         numbers[name] = np.array(tensor.detach().double().numpy())
     if not numbers["bias"].any():
         numbers["bias"] = None
-    numbers["tolerance"] = 0.0
     numbers["temperature"] = float(divisor.detach())
     return CrfModel(
         weights,
