@@ -98,12 +98,10 @@ def ask_driver() -> tuple[int, int]:
     except OSError:
         return 0, NO_DRIVER
     count = ctypes.c_int(0)
-    status = int(driver.cuInit(0))
+    status = driver.cuInit(0)
     if status == 0:
-        status = int(driver.cuDeviceGetCount(ctypes.byref(count)))
-    if status != 0:
-        return 0, status
-    return count.value, 0
+        status = driver.cuDeviceGetCount(ctypes.byref(count))
+    return count.value, status
 
 
 class CupyDevice(Launcher):
@@ -183,11 +181,11 @@ class CupyDevice(Launcher):
         found = runtime.getDeviceProperties(self._number)
         return {
             "name": found["name"].decode(errors="replace"),
-            "memory": int(found["totalGlobalMem"]),
+            "memory": found["totalGlobalMem"],
             "compute_capability": f"{found['major']}.{found['minor']}",
-            "driver": int(runtime.driverGetVersion()),
-            "runtime": int(runtime.runtimeGetVersion()),
-            "cupy": str(self.xp.__version__),
+            "driver": runtime.driverGetVersion(),
+            "runtime": runtime.runtimeGetVersion(),
+            "cupy": self.xp.__version__,
         }
 
     def pack(

@@ -28,7 +28,7 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
 
     At the end the thread is set back to its previous GPU, unless `is_own_process`.
     """
-    before = int(runtime.getDevice())
+    before = runtime.getDevice()
     if before != number:
         runtime.setDevice(number)
     try:

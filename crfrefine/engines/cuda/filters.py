@@ -45,13 +45,12 @@ class Filter(ABC):
         """A channel weight of 1 for rows of any width."""
         return self.device.xp.ones(MAX_WIDTH, dtype=np.float32)
 
-    def filter_until_last(
-        self, group: Any, sent: Any, received: Any, channel_weight: Any
-    ) -> Arguments | None:
+    def filter_until_last(self, group: Any, channel_weight: Any) -> Arguments | None:
         """Filter a group of channels, (voxel, width), up to a last launch that `update` can do.
 
-        Returns those arguments of `update` (kernels/cuda/mean_field.cu) that stand for this launch;
-        the arrays stay until the filter is applied again. None means that `update` cannot end the
+        The results are normalized, and multiplied by the weights of the channels, (width). Returns
+        those arguments of `update` (kernels/cuda/mean_field.cu) that stand for this launch; the
+        arrays stay until the filter is applied again. None means that `update` cannot end the
         filter, and nothing was launched.
         """
         return None

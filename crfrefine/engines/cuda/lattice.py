@@ -236,12 +236,10 @@ class Lattice(Filter):
             vertex_begin=self.begin,
         )
 
-    def filter_until_last(
-        self, group: Any, sent: Any, received: Any, channel_weight: Any
-    ) -> Arguments:
+    def filter_until_last(self, group: Any, channel_weight: Any) -> Arguments:
         """Splat and blur; see `Filter.filter_until_last`."""
-        to_slice = self._blurred(group, sent, transposed=False)
-        return {**to_slice, "slice_scale": received, "slice_weight": channel_weight}
+        to_slice = self._blurred(group, self.sent_scale, transposed=False)
+        return {**to_slice, "slice_scale": self.scale, "slice_weight": channel_weight}
 
     def filter_group(
         self, group: Any, sent: Any, output: Arguments, *, transposed: bool = False

@@ -214,9 +214,7 @@ class MeanFieldRun:
         for kernel, weight in self._kernels:
             kind = type(kernel)
             if kind not in ended and len(self._marginals) == 1:
-                ending = kernel.filter_until_last(
-                    self._marginals[0], kernel.sent_scale, kernel.scale, weight[0]
-                )
+                ending = kernel.filter_until_last(self._marginals[0], weight[0])
                 if ending is not None:
                     self._endings = {**self._endings, **ending}
                     ended.add(kind)

@@ -171,10 +171,10 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
         counts=counts,
     )
     distinct, once, twice = device.download(counts).sum(axis=1).tolist()
-    num_vertices = float(distinct)
+    num_vertices: float = distinct
     if run_length > 1:
         unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
         num_corners = source.num_points * (simplices.num_features + 1)
-        num_vertices = float(min(distinct + unmet, num_corners))
+        num_vertices = min(distinct + unmet, num_corners)
     device.num_vertices[simplices.case] = num_vertices
     return num_vertices

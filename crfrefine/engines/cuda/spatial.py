@@ -37,7 +37,7 @@ def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
     within reach.
     """
     reach = min(SPATIAL_RADIUS * sigma, 1e18)
-    last = int(min(math.ceil(reach), extent - 1))
+    last = min(math.ceil(reach), extent - 1)
     distance = np.arange(last + 1)
     squared = (distance / sigma) ** 2
     gaussian = np.exp(-0.5 * squared)
@@ -153,9 +153,7 @@ class SpatialFilter(Filter):
         )
         return scale, ones
 
-    def filter_until_last(
-        self, group: Any, sent: Any, received: Any, channel_weight: Any
-    ) -> Arguments | None:
+    def filter_until_last(self, group: Any, channel_weight: Any) -> Arguments | None:
         """Filter along all axes of the box but the first; see `Filter.filter_until_last`.
 
         Nothing is filtered if there is no other axis.
@@ -163,10 +161,10 @@ class SpatialFilter(Filter):
         if len(self._axes) == 1:
             return None
         return {
-            **self._filter_all_but_one(group, sent),
+            **self._filter_all_but_one(group, self.sent_scale),
             "places": self._voxels.places,
             **self._axes[0],
-            "axis_scale": received,
+            "axis_scale": self.scale,
             "axis_weight": channel_weight,
         }
 
