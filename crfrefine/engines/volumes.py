@@ -248,17 +248,14 @@ def _open(
     best_label = np.zeros(inside.shape, np.min_scalar_type(num_labels))
     for label, (rows, logits) in enumerate(entries):
         before = best[rows]
-        is_best = logits > before
-        second_so_far = np.maximum(second[rows], logits)
-        second[rows] = np.where(is_best, before, second_so_far)
+        best_label[rows] = np.where(logits > before, label, best_label[rows])
+        second[rows] = np.maximum(second[rows], np.minimum(before, logits))
         best[rows] = np.maximum(before, logits)
-        number_of_label = best_label.dtype.type(label)
-        best_label[rows] = np.where(is_best, number_of_label, best_label[rows])
 
     is_open = inside & (best - second < window)
     fixed = best_label[inside & ~is_open]
     wanted = wanted - np.bincount(fixed, minlength=num_labels)
-    number = np.full(inside.shape, -1, np.int32)
+    number = np.empty(inside.shape, np.int32)  # among the open voxels
     counts = np.zeros(np.count_nonzero(is_open), np.int32)
     number[is_open] = np.arange(len(counts))
     taking_part = []
