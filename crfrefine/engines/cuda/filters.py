@@ -173,13 +173,10 @@ def exact_filter(source: FeatureSource) -> DirectFilter:
 def window_radius(bilateral: BilateralInput) -> list[int]:
     """Return the voxels on either side along each box axis in the window of truncated sums."""
     voxels = bilateral.voxels
-    radius = []
-    axes = zip(bilateral.theta_position, voxels.spacing, voxels.box_shape, strict=True)
-    for theta, step, extent in axes:
-        # Compared as floating point, since a huge bandwidth overflows any integer.
-        reach = TRUNCATION_RADIUS * theta / step * (1.0 + RADIUS_MARGIN)
-        radius.append(int(min(reach, extent - 1)))
-    return radius
+    reach = TRUNCATION_RADIUS * np.array(bilateral.theta_position) / voxels.spacing
+    # Compared as floating point, since a huge bandwidth overflows any integer.
+    radius = np.minimum(reach * (1.0 + RADIUS_MARGIN), np.subtract(voxels.box_shape, 1))
+    return [int(steps) for steps in radius]
 
 
 def truncated_filter(bilateral: BilateralInput) -> DirectFilter:
@@ -228,13 +225,10 @@ def _window(
 
     The voxel itself is in the window.
     """
-    squared: Any = np.zeros(())
-    offsets: Any = np.zeros((), dtype=np.int64)
-    thetas = zip(bilateral.theta_position, bilateral.voxels.spacing, strict=True)
-    for (theta, step), reach, stride in zip(thetas, radius, strides, strict=True):
-        distance = np.arange(-reach, reach + 1)
-        in_bandwidths = distance * (step / theta)
-        squared = squared[..., None] + in_bandwidths**2
-        offsets = offsets[..., None] + distance * stride
+    extents = [2 * steps + 1 for steps in radius]
+    distances = np.indices(extents).reshape(len(radius), -1) - np.array(radius)[:, None]
+    steps_in_bandwidths = np.divide(bilateral.voxels.spacing, bilateral.theta_position)
+    squared = ((distances * steps_in_bandwidths[:, None]) ** 2).sum(axis=0)
+    offsets = np.dot(strides, distances)
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + RADIUS_MARGIN)
     return offsets[inside], squared[inside]

@@ -135,8 +135,7 @@ class Sums:
         begin = 0
         for part in self._parts:
             end = begin + len(part)
-            if end > begin:
-                add_up(self.device, part, totals[begin:end])
+            add_up(self.device, part, totals[begin:end])
             begin = end
         return totals
 

@@ -123,11 +123,11 @@ class Voxels:
 
         None means that every place is a voxel, and its number is that of the place.
         """
-        if self.num_voxels == self.box_size:
+        if self.places is None:
             return None
         xp = self.device.xp
         number = xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.linear_index(self.box_shape)] = xp.arange(self.num_voxels, dtype=np.int32)
+        number[self.places] = xp.arange(self.num_voxels, dtype=np.int32)
         return number
 
     @cached_property
