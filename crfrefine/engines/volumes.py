@@ -112,7 +112,7 @@ class VolumeTerm:
         diagonal = np.diag(balanced)
         slack_part = self.slack * (diagonal - total)
         doubts = doubt * np.eye(len(balanced))
-        return np.asarray(covariance + slack_part + total + RIDGE * diagonal + doubts)
+        return covariance + slack_part + total + RIDGE * diagonal + doubts
 
 
 def volume_part(

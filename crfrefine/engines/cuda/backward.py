@@ -51,7 +51,7 @@ class Backward:
         self._kernel_set, self._spec = specs
         self._wants_theta = wants_theta
         self._stays = stays
-        self._num_voxels = num_voxels = voxels.num_voxels
+        num_voxels = voxels.num_voxels
         self._num_labels = num_labels = self._spec.num_labels
         self._weights = upload_float32(self._device, self._spec.weights)
         self._compatibility = upload_float32(self._device, self._spec.compatibility)
@@ -189,7 +189,7 @@ class Backward:
         inverse = np.float32(1.0) / np.float32(self._spec.temperature)
         self._by_start += self._by_x
         self._by_start *= inverse
-        bias_sums = Products(self._sums, self._num_labels, 1, self._num_voxels)
+        bias_sums = Products(self._sums, self._num_labels, 1, self._voxels.num_voxels)
         bias_sums.add(self._by_start, None)
         by_logits = by_out * inverse
         self._voxels.scatter(self._by_start, by_logits)

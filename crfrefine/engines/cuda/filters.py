@@ -69,13 +69,14 @@ class Filter(ABC):
             received: (voxel) factors of the results; None means ones.
             transposed: whether to apply the transpose of K.
         """
-        output: Arguments = {
-            "received": received,
-            "channel_weight": self._ones,
-            "adds": False,
-        }
         for group, result in zip(values, out, strict=True):
-            self.filter_group(group, sent, {**output, "sum": result}, transposed=transposed)
+            output = {
+                "received": received,
+                "channel_weight": self._ones,
+                "sum": result,
+                "adds": False,
+            }
+            self.filter_group(group, sent, output, transposed=transposed)
 
     def normalize(self, voxels: Voxels, normalization: str) -> None:
         """Compute the normalization, "symmetric", "after" or "none"; only callers apply it."""

@@ -66,7 +66,7 @@ class MassSums:
         scores = logits.reshape(self._num_labels, -1)[:, index]
         labels = scores.argmax(axis=0)
         counts = device.xp.bincount(labels, minlength=self._num_labels)
-        return np.asarray(device.download(counts), dtype=np.float64)
+        return device.download(counts).astype(np.float64)
 
     def _with_bias(self, logits: Any, bias: Float64) -> Any:
         """Return softmax(logits + bias), (label, voxel), until the next call."""

@@ -164,8 +164,7 @@ class Voxels:
 
     def scatter(self, values: Any, grids: Any) -> None:
         """Put (channel, voxel) values at their places in (channel, *grid) ones."""
-        for of_grid, of_voxels in zip(grids.reshape(len(values), -1), values, strict=True):
-            of_grid[self.grid_index] = of_voxels
+        grids.reshape(len(values), -1)[:, self.grid_index] = values
 
 
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:

@@ -256,7 +256,7 @@ def _slope(tensor: Tensor) -> Float64:
     """Return the gradient with respect to a leaf; zeros if nothing depends on it."""
     if tensor.grad is None:
         return np.zeros(tensor.shape)
-    return np.asarray(tensor.grad.double().cpu().numpy())
+    return tensor.grad.double().cpu().numpy()
 
 
 # PyTorch has one number of threads for the process, which new threads begin with. Calls that run
