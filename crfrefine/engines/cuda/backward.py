@@ -97,7 +97,7 @@ class Backward:
         self._messages = xp.empty(of_labels, dtype=np.float32)
 
     def run(
-        self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None
+        self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None
     ) -> MeanFieldGradients:
         """Run the steps backward; callers do this once per object.
 
