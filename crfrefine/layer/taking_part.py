@@ -31,7 +31,7 @@ def labels_taking_part(
     The host waits for a GPU, unless the leads tell: `leads` returns those of `find_leads`.
     """
     # Of two labels, both take part always.
-    if model.label_threshold == 0.0 or model.run.volume_weight > 0.0 or len(logits) == 2:
+    if model.run.volume_weight > 0.0 or len(logits) == 2:
         return None
     thresholds = find_thresholds(model.label_threshold, ModelSpec(model.kernels, model.run))
     if thresholds.leave_out_nothing:
