@@ -44,12 +44,11 @@ class Form:
             raw, self.to_raw(self.low), self.to_raw(self.high)
         )
 
-    def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
-        """Return the raw numbers of `size` values, or of one value for all.
+    def hold(self, values: Sequence[float], key: str) -> list[float]:
+        """Return the raw numbers of values.
 
         Raises ConfigError, naming the key, if one is out of range.
         """
-        values = value if isinstance(value, Sequence) else (value,) * size
         for number in values:
             if not self.low <= number <= self.high:
                 raise ConfigError(

@@ -117,10 +117,12 @@ class CrfValues(LearnedGroups):
         self.anisotropic = self._holds_lists(anisotropic, "axis", "anisotropic")
         for kind in KERNELS:
             self._make_kernels(kind)
-        (temperature,) = forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
+        (temperature,) = forms.TEMPERATURE.hold([settings.temperature], "mean_field.temperature")
         self.log_temperature = _parameter(temperature)
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
-        self.raw_bias = _parameter(forms.BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
+        self.raw_bias = _parameter(
+            forms.BIAS.hold(settings.spread({"label": num_labels})["bias"], "mean_field.bias")
+        )
         if volume is None:
             volume = parameters.volume.weight > 0.0
         self.register_parameter(
@@ -165,8 +167,8 @@ class CrfValues(LearnedGroups):
             rows = []
             for prefix, kernel in self._start.kernels.items():
                 if kernel.section == kind and self._has[kind]:
-                    value = getattr(kernel, key)
-                    rows.append(FORMS[name].hold(value, sizes[per], f"{prefix}.{key}"))
+                    values = kernel.spread(sizes, prefix)[key]
+                    rows.append(FORMS[name].hold(values, f"{prefix}.{key}"))
             parameter = None
             if rows:
                 dtype = None if per == "label" else torch.float64
