@@ -367,6 +367,8 @@ def identify_array(values: Floating, input_type: str) -> tuple[str, Notes]:
     "auto" for probabilities, too.
     """
     look = look_at(values)
+    if look.are_logits and input_type == "auto":
+        return "logits", ()
     name = "logits" if input_type == "auto" else input_type
     decided, _ = identify(look, input_type, None, Path(name))
     if decided == "logits":
