@@ -1,4 +1,4 @@
-"""What a caller passes to `refine`, opened in one step: `open_arguments`.
+"""What a caller passes to `refine`, opened once images are arrays: `open_arguments`.
 
 Arrays are checked, and become a network's output, a mask and strokes. Errors name the argument.
 """

@@ -1,7 +1,7 @@
 """A case in memory: its modalities, the network's output, mask and labels, read and checked.
 
-Its files come from `crfrefine.cases.discovery`. The CRF's part of it is another `Case`, that of
-`crfrefine.arrays.network`.
+Its files come from `crfrefine.cases.discovery`. The CRF's form of it is `CaseToRefine`, of
+`crfrefine.refinement.given`.
 """
 
 from __future__ import annotations

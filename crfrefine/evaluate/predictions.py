@@ -213,7 +213,7 @@ def _decode(
     if scheme is None:
         labels = argmax_labels(stored)
         ties = find_ties(stored)
-        if unseen is None:
+        if unseen is None and ties is not None:
             unseen = find_padding(stored, is_probability=kind == "probabilities")
         if kind == "probabilities" and ties is not None:
             stored[:, ties] = 1.0 / len(stored)  # Ties may sum to 0, as undecided votes do not.

@@ -215,18 +215,19 @@ def build_kernels(
     num_labels: int,
     settings: MeanFieldParameters,
     threads: int | None = None,
+    copy: bool = True,
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for `mean_field`.
 
     Each batch item has an object, which serves one call at a time. Weights of the terms do not
-    matter; the type of the image sets the precision. Other arguments and the errors are those of
-    `mean_field`. The image may be overwritten later.
+    matter; the type of the image sets the precision. With `copy` the image may be overwritten
+    later. Other arguments and the errors are those of `mean_field`.
     """
     spec, _ = make_kernel_set(terms, num_labels, image.shape[1], image.ndim - 2, settings)
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image)
-    return _build(image, spec, spacing, masks, threads, copy=True)
+    return _build(image, spec, spacing, masks, threads, copy=copy)
 
 
 def _build(

@@ -118,6 +118,7 @@ def crf_loss(
         num_labels=logits.shape[1],
         settings=MeanFieldParameters(filter=filter, num_iterations=1),
         threads=threads,
+        copy=False,
     )
     log_q = log_q.clamp(min=_LEAST)
     return _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
@@ -139,7 +140,7 @@ class _Energy(torch.autograd.Function):
         potts = 1.0 - np.eye(num_labels)
         spec = MeanFieldSpec(np.ones((1, num_labels)), potts, num_iterations=1)
         num_voxels = sum(item.num_voxels for item in kernels)
-        gradient = torch.empty_like(log_q)
+        gradient = torch.empty_like(log_q) if ctx.needs_input_grad[0] else None
         total = 0.0
         for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
             tape = item.forward(autograd.to_array(item_log_q), spec)
@@ -149,9 +150,11 @@ class _Energy(torch.autograd.Function):
             q = item_log_q.exp()
             disagreement = q * penalty
             total += float(disagreement.sum(dtype=torch.float64))
-            centered = penalty - disagreement.sum(0, keepdim=True)
-            gradient[index] = (2.0 / num_voxels) * q * centered
-        ctx.save_for_backward(gradient)
+            if gradient is not None:
+                centered = penalty - disagreement.sum(0, keepdim=True)
+                gradient[index] = (2.0 / num_voxels) * q * centered
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return log_q.new_tensor(total / num_voxels)
 
     @staticmethod

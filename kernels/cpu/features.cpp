@@ -78,9 +78,10 @@ void piece_feature(const KernelInput& input, int feature, int64_t grid, const in
     }
     const double scale = input.voxels->spacing[axis] / input.theta_position[axis];
     const int64_t place = input.first[axis] + coordinate[axis];
-    const bool is_last = feature == input.num_features() - 1;
-    for (int64_t i = 0; is_last && i < length; ++i) to[i] = static_cast<float>((place + i) * scale);
-    if (!is_last) std::fill_n(to, length, static_cast<float>(place * scale));
+    if (feature < input.num_features() - 1)
+        std::fill_n(to, length, static_cast<float>(place * scale));
+    else
+        for (int64_t i = 0; i < length; ++i) to[i] = static_cast<float>((place + i) * scale);
 }
 }  // namespace
 

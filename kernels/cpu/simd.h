@@ -116,7 +116,7 @@ inline uint8_t bits_of_eight(const uint8_t* bytes) {
 // The first `count` lanes are ones, the rest zeros.
 inline vint first_lanes(int64_t count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return is_greater(splat_lanes(static_cast<int32_t>(count)), index);
+    return is_greater(splat_lanes(static_cast<int32_t>(std::min<int64_t>(count, kLanes))), index);
 }
 
 constexpr double kLog2e = 1.4426950408889634;          // exp(x) = 2^(x kLog2e)
@@ -127,8 +127,8 @@ constexpr double kSqrtHalfLog2e = 0.8493218002880191;  // exp(-d^2 / 2) = 2^-(d 
 inline constexpr float kTiny = std::numeric_limits<float>::min();
 
 // 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
-// Constant: float, or V, which keeps the constants in registers through a loop: of floats the
-// compiler reads most from memory each time.
+// Constant: float, or V, which with AVX2 keeps the constants in registers through a loop: of floats
+// the compiler reads most from memory each time.
 template <class V, class Constant = float>
 class Exp2 {
    public:

@@ -41,10 +41,10 @@ class SubnormalsAsZeros {
 };
 
 constexpr std::chrono::milliseconds kPollInterval{50};
-// Reading the clock takes as long as a small item. While items are so short, it is read once in
-// many of them, up to this number.
+// Reading the clock takes as long as a small item. While items are short, it is read once in so
+// many of them at most: no more pass unseen if they become longer.
 constexpr std::chrono::milliseconds kShort{1};
-constexpr int64_t kMostPerLook = 64;
+constexpr int64_t kMostPerLook = 8;
 }  // namespace
 
 struct ThreadPool::Workers {

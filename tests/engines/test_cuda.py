@@ -19,10 +19,11 @@ from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda import lattice
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.kernels import CudaBackend
+from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import ConfigError
+from crfrefine.errors import CapacityError, ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(
@@ -203,6 +204,15 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.marginals, expected.marginals)
     assert found.energy == expected.energy
+
+
+def test_points_beyond_the_memory_name_their_shape():
+    points = np.random.default_rng(4).normal(size=(2, 30, 40)).astype(np.float32)
+    with pytest.raises(
+        CapacityError, match=r"to filter an array of shape \(2, 30, 40\) \("
+    ) as found:
+        CudaPoints(StrictDevice(1 << 14), points, "lattice")
+    assert str(found.value).endswith("take fewer channels or points at a time, or the CPU")
 
 
 # ---- Every kernel, with each access to memory watched (tests/helpers/cuda_shim.py)

@@ -226,10 +226,13 @@ def _window(
 
     The voxel itself is in the window.
     """
-    extents = [2 * steps + 1 for steps in radius]
-    distances = np.indices(extents).reshape(len(radius), -1) - np.array(radius)[:, None]
-    steps_in_bandwidths = np.divide(bilateral.voxels.spacing, bilateral.theta_position)
-    squared = ((distances * steps_in_bandwidths[:, None]) ** 2).sum(axis=0)
-    offsets = np.dot(strides, distances)
+    squared: Any = np.zeros(())
+    offsets: Any = np.zeros((), dtype=np.int64)
+    thetas = zip(bilateral.theta_position, bilateral.voxels.spacing, strict=True)
+    for (theta, step), reach, stride in zip(thetas, radius, strides, strict=True):
+        distance = np.arange(-reach, reach + 1)
+        in_bandwidths = distance * (step / theta)
+        squared = squared[..., None] + in_bandwidths**2
+        offsets = offsets[..., None] + distance * stride
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + RADIUS_MARGIN)
     return offsets[inside], squared[inside]

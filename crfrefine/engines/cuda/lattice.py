@@ -27,7 +27,6 @@ _ENTRIES_OF_LANE = 4  # of a list of mean length, that a thread of `splat` adds 
 # Rows of all vertices, in bytes, that stay in a GPU's nearest memory for all: more directions in a
 # launch of `blur` read them more often.
 _NEAR_BYTES = 1 << 24
-_MAX_CASES = 64  # sizes of lattices whose vertices are remembered
 _EMPTY = np.uint64(2**64 - 1)
 _MAX_TABLE_BITS = 32
 
@@ -158,15 +157,13 @@ class Lattice(Filter):
                 f"{source.num_points} voxels with {self.num_features + 1} vertices each are more "
                 "than 2^32; use a mask"
             )
-        known = self.device.num_vertices
-        if simplices.case not in known:
-            estimated_vertices(source, simplices)
-        self._find_vertices(source, simplices, table_bits_for(known[simplices.case]))
+        expected = self.device.num_vertices.get(simplices.case)
+        if expected is None:
+            expected = estimated_vertices(source, simplices)
+        self._find_vertices(source, simplices, table_bits_for(expected))
         # The hash table and the corners' keys are freed by now, before more is allocated.
         self._list_entries(simplices)
-        if len(known) >= _MAX_CASES:
-            known.clear()
-        known[simplices.case] = self.num_vertices
+        self.device.remember_vertices(simplices.case, self.num_vertices)
         per_voxel = self.num_vertices / source.num_points
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
         # What slicing reads: arguments of `slice_values` and `update`.

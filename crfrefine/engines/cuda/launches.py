@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 Arguments = dict[str, Any]  # of a kernel, by the names of its parameters
+_MAX_CASES = 64  # sizes of lattices whose vertices are remembered
+
 Launch = Callable[[], None]  # runs a kernel with the arguments that it was given
 
 
@@ -23,6 +25,12 @@ class Launcher(ABC):
     def __init__(self) -> None:
         self.num_vertices: dict[tuple[int, tuple[int, ...]], float] = {}
         self._thread = threading.local()  # `recorded`: the list of a thread that records
+
+    def remember_vertices(self, case: tuple[int, tuple[int, ...]], num_vertices: float) -> None:
+        """Keep a number in `num_vertices`, and no more of them than _MAX_CASES."""
+        if len(self.num_vertices) >= _MAX_CASES:
+            self.num_vertices.clear()
+        self.num_vertices[case] = num_vertices
 
     def launch(
         self,

@@ -176,5 +176,5 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
         unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
         num_corners = source.num_points * (simplices.num_features + 1)
         num_vertices = min(distinct + unmet, num_corners)
-    device.num_vertices[simplices.case] = num_vertices
+    device.remember_vertices(simplices.case, num_vertices)
     return num_vertices

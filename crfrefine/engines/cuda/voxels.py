@@ -90,13 +90,18 @@ class Voxels:
         of_modalities = self.image.reshape(len(self.image), self.grid_size)
         return row_ranges(self.device, of_modalities, self.grid_index)
 
+    def _stride(self, axis: int) -> int:
+        """Voxels of the grid from one place along an axis to the next."""
+        return math.prod(self.grid_shape[axis + 1 :])
+
     @cached_property
     def coordinates(self) -> list[Any]:
         """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
         coordinates = []
-        of_grid = self.device.xp.unravel_index(self.grid_index, self.grid_shape)
         for axis, first in zip(self.source_axis, self.first, strict=True):
-            coordinates.append((of_grid[axis] - first).astype(np.int32))
+            # CuPy's unravel_index would wait for the device, and keep all axes in 64 bits.
+            of_grid = self.grid_index // self._stride(axis) % self.grid_shape[axis]
+            coordinates.append((of_grid - first).astype(np.int32))
         return coordinates
 
     @cached_property
@@ -107,9 +112,8 @@ class Voxels:
         """
         layout = []
         for axis, source in enumerate(self.source_axis):
-            stride = math.prod(self.grid_shape[source + 1 :])
             extent = self.grid_shape[source]
-            layout.append((stride, extent, self.first[axis], self.feature[axis]))
+            layout.append((self._stride(source), extent, self.first[axis], self.feature[axis]))
         return self.device.upload(np.array(layout, dtype=np.int64))
 
     @cached_property
