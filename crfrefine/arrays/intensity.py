@@ -188,7 +188,8 @@ class IntensityMap(NamedTuple):
             if self.offset is not None:
                 values = without_offset(values, self.offset)
             np.subtract(values, np.float32(self.shift), out=part, casting="unsafe")
-            np.multiply(part, np.float32(self.scale), out=part)
+            if self.scale != 1.0:
+                np.multiply(part, np.float32(self.scale), out=part)
             if self.clip:
                 np.clip(part, np.float32(0.0), np.float32(1.0), out=part)
 

@@ -137,21 +137,25 @@ class Look:
         """
         if self.are_logits:
             return
-        # An infinite value is not whole, nor is its sum one of those told.
-        with np.errstate(over="ignore", invalid="ignore"):
-            self.sums[planes] += values
-            if self.is_whole:
-                self.is_whole = not np.mod(values, 1).any()
-        if self.is_binary:
-            self.is_binary = bool(((values == 0) | (values == 1)).all())
-        levels = self._levels.setdefault(label, set())
-        rest = values.reshape(-1)
-        while self._has_few_levels and rest.size:
-            levels.add(float(rest[0]))
-            rest = rest[rest != rest[0]]
-            self._has_few_levels = len(levels) <= MAX_LEVELS
         lowest = float(values.min())
         highest = float(values.max())
+        counts = ~self.is_equal[planes]
+        if lowest < -MAX_OVERSHOOT:
+            self.are_logits = bool(((values < -MAX_OVERSHOOT) & counts).any())
+        if self.is_binary:
+            self.is_binary = bool(((values == 0) | (values == 1)).all())
+        if not self.are_logits:
+            # An infinite value is not whole, nor is its sum one of those told.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.sums[planes] += values
+                if self.is_whole:
+                    self.is_whole = not np.mod(values, 1).any()
+            levels = self._levels.setdefault(label, set())
+            rest = values.reshape(-1)
+            while self._has_few_levels and rest.size:
+                levels.add(float(rest[0]))
+                rest = rest[rest != rest[0]]
+                self._has_few_levels = len(levels) <= MAX_LEVELS
         if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
             return
 
@@ -160,9 +164,6 @@ class Look:
         marks = self.marks[planes]
         marks[is_low] |= _NEGATIVE
         marks[is_high] |= _ABOVE
-        counts = ~self.is_equal[planes]
-        if lowest < -MAX_OVERSHOOT:
-            self.are_logits = bool(((values < -MAX_OVERSHOOT) & counts).any())
         if self._has_example_that_counts:
             return
 
@@ -270,6 +271,8 @@ def look_at(values: Array) -> Look:
             look.is_equal[planes] = equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
+        if look.are_logits:
+            break
         # All labels of these planes are known now.
         is_negative = look.marks[planes] & _NEGATIVE != 0
         errors = np.abs(look.sums[planes] - 1)
