@@ -33,6 +33,7 @@ class Voxels:
         image: (M, *grid) float32 on the device.
         mask, axes: those of `GridImage`, on the host.
         grid_index: (voxel) linear indices, on the device.
+        strides: voxels of the grid from one place along each of its axes to the next.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
         source_axis: the grid axis of each axis of the box.
         first: the coordinate of the box's first voxel along each of its axes.
@@ -58,6 +59,7 @@ class Voxels:
         self.axes = axes
         self.grid_shape = grid_shape = image.shape[1:]
         self.grid_size = math.prod(grid_shape)
+        self.strides = [math.prod(grid_shape[axis:]) for axis in range(1, len(grid_shape) + 1)]
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
         else:
@@ -90,17 +92,13 @@ class Voxels:
         of_modalities = self.image.reshape(len(self.image), self.grid_size)
         return row_ranges(self.device, of_modalities, self.grid_index)
 
-    def _stride(self, axis: int) -> int:
-        """Voxels of the grid from one place along an axis to the next."""
-        return math.prod(self.grid_shape[axis + 1 :])
-
     @cached_property
     def coordinates(self) -> list[Any]:
         """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
         coordinates = []
         for axis, first in zip(self.source_axis, self.first, strict=True):
             # CuPy's unravel_index would wait for the device, and keep all axes in 64 bits.
-            of_grid = self.grid_index // self._stride(axis) % self.grid_shape[axis]
+            of_grid = self.grid_index // self.strides[axis] % self.grid_shape[axis]
             coordinates.append((of_grid - first).astype(np.int32))
         return coordinates
 
@@ -113,7 +111,7 @@ class Voxels:
         layout = []
         for axis, source in enumerate(self.source_axis):
             extent = self.grid_shape[source]
-            layout.append((self._stride(source), extent, self.first[axis], self.feature[axis]))
+            layout.append((self.strides[source], extent, self.first[axis], self.feature[axis]))
         return self.device.upload(np.array(layout, dtype=np.int64))
 
     @cached_property
