@@ -92,7 +92,7 @@ def test_a_backward_pass_of_the_layer(device, shim):
     refined.square().mean().backward()
     # Per step: products, message, and what goes back; three more for the normalization.
     assert device.launches["lattice.splat"] == 3 * NUM_STEPS + 4
-    assert device.launches.total() <= 224
+    assert device.launches.total() <= 223
     assert device.num_allocations <= 75
     assert device.waits == {"a download": 1}
 

@@ -56,9 +56,10 @@ class Backward:
         self._weights = upload_float32(self._device, self._spec.weights)
         self._compatibility = upload_float32(self._device, self._spec.compatibility)
         self._sums = Sums(voxels.device)
-        self._products = []  # of messages and gradients with respect to x, for each kernel
-        for _ in kernels:
-            self._products.append(Products(self._sums, num_labels, num_labels, num_voxels))
+        # Of messages and gradients with respect to x, a set for each kernel.
+        self._products = Products(
+            self._sums, num_labels, num_labels, num_voxels, num_sets=len(kernels)
+        )
         xp = self._device.xp
         self._by_intensity = None
         if wants_image:
@@ -182,7 +183,7 @@ class Backward:
             adds=number > 0,
             messages=self._messages,
         )
-        self._products[number].add(self._messages, self._by_x)
+        self._products.add(self._messages, self._by_x, number=number)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits; add its sums for bias and temperature."""

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 Arguments = dict[str, Any]  # of a kernel, by the names of its parameters
-_MAX_CASES = 64  # sizes of lattices whose vertices are remembered
-
 Launch = Callable[[], None]  # runs a kernel with the arguments that it was given
+
+_MAX_CASES = 64  # sizes of lattices whose vertices are remembered
 
 
 class Launcher(ABC):

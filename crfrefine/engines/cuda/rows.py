@@ -143,10 +143,13 @@ class Sums:
 class Products:
     """Sums over the voxels of the products of each row of one array with each row of another.
 
-    The parts, of `Sums`, have what each thread has added so far, (pair of rows, thread).
+    They are the sums of one or more sets of arrays of the same sizes, which one launch adds up. The
+    parts, of `Sums`, have what each thread has added so far, (set, pair of rows, thread).
     """
 
-    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
+    def __init__(
+        self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, *, num_sets: int = 1
+    ) -> None:
         self._device = sums.device
         self._num_voxels = num_voxels
         num_pairs = num_rows * num_others
@@ -161,12 +164,15 @@ class Products:
             "CRF_THREADS": _PAIR_THREADS,
             "CRF_TILE": tile,
         }
-        self._parts = sums.reserve(num_pairs, self._num_blocks * num_slices)
+        num_parts = self._num_blocks * num_slices
+        parts = sums.reserve(num_sets * num_pairs, num_parts)
+        self._parts = parts.reshape(num_sets, num_pairs, num_parts)
 
-    def add(self, rows: Any, others: Any, part: Any = None) -> None:
+    def add(self, rows: Any, others: Any, part: Any = None, *, number: int = 0) -> None:
         """Add the products of the (row, voxel) numbers `rows` and `others`, where None means ones.
 
-        Only voxels where `part`, (voxel) uint8, is 1 count; None means all.
+        They are added to the set of this number. Only voxels where `part`, (voxel) uint8, is 1
+        count; None means all.
         """
         self._device.launch(
             "products",
@@ -178,7 +184,7 @@ class Products:
             part=part,
             num_voxels=self._num_voxels,
             num_blocks=self._num_blocks,
-            sums=self._parts,
+            sums=self._parts[number],
         )
 
 
