@@ -139,9 +139,9 @@ class Look:
             return
         lowest = float(values.min())
         highest = float(values.max())
-        counts = ~self.is_equal[planes]
         if lowest < -MAX_OVERSHOOT:
-            self.are_logits = bool(((values < -MAX_OVERSHOOT) & counts).any())
+            is_far_below = values < -MAX_OVERSHOOT
+            self.are_logits = bool((is_far_below & ~self.is_equal[planes]).any())
         if self.is_binary:
             self.is_binary = bool(((values == 0) | (values == 1)).all())
         if not self.are_logits:
@@ -167,7 +167,7 @@ class Look:
         if self._has_example_that_counts:
             return
 
-        where = np.flatnonzero((is_low | is_high) & counts)
+        where = np.flatnonzero((is_low | is_high) & ~self.is_equal[planes])
         if where.size:
             first = where[0]
             plane_size = math.prod(values.shape[1:])

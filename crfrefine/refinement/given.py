@@ -102,15 +102,15 @@ class Prepared:
     notes: Notes = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
-    def leave_out(self, unseen: Bool | None) -> None:
+    def leave_out(self, unseen: Bool | None, *, are_regions: bool = False) -> None:
         """Take the voxels where the network saw nothing out of the mask.
 
-        They are those of a grid of three axes; None means nowhere. Raises InputError if hardly any
-        voxel is left.
+        They are those of the grid, or of that of three axes; None means nowhere. Raises InputError
+        if hardly any voxel is left.
         """
         if unseen is not None:
             self.unseen = unseen.reshape(self.logits.shape[1:])
-        left = leave_out(self.unseen, self.mask, "logits")
+        left = leave_out(self.unseen, self.mask, "logits", are_regions=are_regions)
         self.mask, self.num_padding, notes = left
         self.notes += notes
 

@@ -16,7 +16,7 @@ from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
-from crfrefine.arrays.padding import find_padding, leave_out
+from crfrefine.arrays.padding import find_padding
 from crfrefine.base.limits import require_memory
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import ConfigError
@@ -42,25 +42,15 @@ def prepare(case: CaseToRefine) -> Prepared:
             unseen = find_padding(values, are_regions=are_regions, is_probability=is_probability)
         elif not unseen.any():
             unseen = None
-        mask, num_padding, notes = leave_out(
-            unseen, case.image.mask, "logits", are_regions=are_regions
-        )
+        prepared = Prepared(values, case.image, case.image.mask, is_probability)
+        prepared.leave_out(unseen, are_regions=are_regions)
         if unseen is not None and largest / case.parameters.mean_field.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any
             # other constant means the same.
-            values = np.where(unseen, 0.0, values)
-            largest = float(np.abs(values).max())
+            prepared.logits = np.where(unseen, 0.0, values)
+            largest = float(np.abs(prepared.logits).max())
         if is_probability:
             largest = -math.log(MIN_PROBABILITY)
-        prepared = Prepared(
-            values,
-            case.image,
-            mask,
-            is_probability,
-            unseen=unseen,
-            num_padding=num_padding,
-            notes=notes,
-        )
     elif isinstance(network, LabelMapNetwork):
         prepared = _prepare_label_map(network, case)
     else:
