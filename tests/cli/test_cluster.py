@@ -36,13 +36,20 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def local():
+def scheduler_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("cluster") / "scheduler.json"
+
+
+@pytest.fixture(scope="module")
+def local(scheduler_file):
+    """The scheduler writes its file as it starts: later, Dask's own statistics may not fit JSON."""
     from distributed import LocalCluster
 
     options = {
         "host": "127.0.0.1",
         "dashboard_address": "127.0.0.1:0",
         "silence_logs": logging.CRITICAL,
+        "scheduler_kwargs": {"scheduler_file": str(scheduler_file)},
     }
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
         yield cluster
@@ -102,7 +109,7 @@ def test_fail_fast_begins_no_further_case(local, tmp_path):
     assert "7 not started" in result.stderr
 
 
-def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
+def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, scheduler_file, tmp_path):
     """By the cluster's scheduler file. The outputs have the bytes of a run without Dask."""
     folders = write_folders(tmp_path, *"abcdefgh")
     plain = tmp_path / "plain"
@@ -112,9 +119,8 @@ def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
     from distributed import Client
 
     with Client(local.scheduler_address) as client:
-        client.write_scheduler_file(tmp_path / "scheduler.json")
         worker = next(iter(client.run(os.getpid).values()))
-    words = command(*arguments, there, "--dask", tmp_path / "scheduler.json")
+    words = command(*arguments, there, "--dask", scheduler_file)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
         wait_for(lambda: list(there.glob("*.nii.gz")), run)
         os.kill(worker, signal.SIGKILL)
