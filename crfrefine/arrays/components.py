@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import Box, box_around
 from crfrefine.base.array_types import Array, Bool, Float64, Labels
 from crfrefine.base.geometry import voxel_ml
 from crfrefine.base.notes import NoteKind, Notes
@@ -75,14 +75,18 @@ def clean(
     if not (keeps_largest.any() or min_voxels.any() or fills_holes.any()):
         return Cleaned(label_map)
 
-    box = bounding_box(label_map != 0)
-    if box is None:
+    from scipy import ndimage
+
+    boxes = ndimage.find_objects(label_map)
+    occurring = [box for box in boxes if box is not None]
+    if not occurring:
         return Cleaned(label_map)
+    foreground = box_around(occurring)
     result = label_map.copy(order="K")
-    removed = _remove_components(result, box, keeps_largest, min_voxels)
+    removed = _remove_components(result, [foreground, *boxes], keeps_largest, min_voxels)
     filled = 0
     if fills_holes.any():
-        filled = fill_holes(result, box, fills_holes)
+        filled = fill_holes(result, foreground, fills_holes)
     lost = {}
     if removed:
         losses = np.bincount(label_map[label_map != result])
@@ -101,19 +105,15 @@ def _by_label(words: Sequence[str]) -> Bool:
 
 
 def _remove_components(
-    label_map: Labels, foreground: Box | None, keeps_largest: Bool, min_voxels: Float64
+    label_map: Labels, boxes: Sequence[Box | None], keeps_largest: Bool, min_voxels: Float64
 ) -> int:
     """Remove components in place, and return the number of their voxels.
 
-    The box of the foreground holds all labels above 0.
-
     Those are all but the largest one of a label, where only that is kept, and those of less than
-    the smallest number of voxels. Entry 0 is about all foreground labels together.
+    the smallest number of voxels. Entry 0 is about all foreground labels together. The boxes hold
+    these and each label from 1 on; None means that a label does not occur.
     """
-    from scipy import ndimage
-
     removed = 0
-    boxes = [foreground, *ndimage.find_objects(label_map)]
     for label, box in enumerate(boxes):
         has_rule = keeps_largest[label] or min_voxels[label] > 0.0
         if box is None or not has_rule:
@@ -149,8 +149,10 @@ def label_components(mask: Bool, axes_of_step: int | None = None) -> tuple[NDArr
 
 def largest_component(mask: Bool) -> Bool:
     """Return the largest component of a mask; of equally large ones the first in C order."""
+    from scipy import ndimage
+
     largest = mask.astype(np.uint8)
-    _remove_components(largest, bounding_box(mask), np.array([True, False]), np.zeros(2))
+    _remove_components(largest, ndimage.find_objects(largest), np.array([True]), np.zeros(1))
     return largest.view(np.bool_)
 
 
