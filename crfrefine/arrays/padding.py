@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box, bounding_box
-from crfrefine.arrays.probabilities import find_ties
+from crfrefine.arrays.probabilities import BLOCK_VOXELS
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -42,6 +42,30 @@ ENOUGH_VOXELS = 1000  # voxels without padding that are enough, as of a small or
 
 # The common text of notes on padding.
 EQUAL_LOGITS = "logits are equal for all labels"
+
+
+def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
+    """Return (*grid), True where all labels of (L, *grid) have exactly the same value.
+
+    Without ties, None is returned. The search is fastest in C order.
+
+    Ties of regions are where all log-odds are exactly 0, which says nothing about any region. Any
+    other constant says something, unlike in a softmax: probabilities of 0 in all channels are
+    certain background.
+    """
+    ties: Bool = np.ones(channels.shape[1:], np.bool_)
+    num_blocks = 1 + ties.size // BLOCK_VOXELS
+    blocks = np.array_split(channels, num_blocks, axis=1)
+    for block, same in zip(blocks, np.array_split(ties, num_blocks), strict=True):
+        first, *others = block
+        if are_regions:
+            others.insert(0, first)
+            first = np.float32(0.0)
+        for channel in others:  # Later channels are read if the first ones agree.
+            same &= channel == first
+            if not same.any():
+                break
+    return ties if ties.any() else None
 
 
 def find_padding(

@@ -73,30 +73,6 @@ def plane_blocks(values: Array) -> Iterator[slice]:
         yield slice(start, start + num_planes)
 
 
-def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
-    """Return (*grid), True where all labels of (L, *grid) have exactly the same value.
-
-    Without ties, None is returned. The search is fastest in C order.
-
-    Ties of regions are where all log-odds are exactly 0, which says nothing about any region. Any
-    other constant says something, unlike in a softmax: probabilities of 0 in all channels are
-    certain background.
-    """
-    ties: Bool = np.zeros(channels.shape[1:], np.bool_)
-    for planes in plane_blocks(channels):
-        first, *others = channels[:, planes]
-        if are_regions:
-            others.insert(0, first)
-            first = np.float32(0.0)
-        same = others[0] == first
-        for channel in others[1:]:  # Later channels are read if the first ones agree.
-            if not same.any():
-                break
-            same &= channel == first
-        ties[planes] = same
-    return ties if ties.any() else None
-
-
 class Look:
     """The facts that tell logits from probabilities.
 
@@ -266,10 +242,14 @@ def look_at(values: Array) -> Look:
     """
     look = Look(np.zeros(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
-        equal = find_ties(values[:, planes])
-        if equal is not None:
-            look.is_equal[planes] = equal
-        for label, channel in enumerate(values[:, planes]):
+        block = values[:, planes]
+        same = look.is_equal[planes]
+        same[...] = True
+        for channel in block[1:]:  # Later channels are read if the first ones agree.
+            same &= channel == block[0]
+            if not same.any():
+                break
+        for label, channel in enumerate(block):
             look.add(label, channel, planes)
         if look.are_logits:
             break

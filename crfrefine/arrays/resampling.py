@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, nearest_sample
-from crfrefine.arrays.padding import find_padding
-from crfrefine.arrays.probabilities import find_ties
+from crfrefine.arrays.padding import find_padding, find_ties
 from crfrefine.base.limits import run_all
 
 if TYPE_CHECKING:

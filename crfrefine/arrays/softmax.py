@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, find_ties
+from crfrefine.arrays.padding import find_ties
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE
 from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.numerics import MIN_PROBABILITY
 

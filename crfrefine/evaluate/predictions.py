@@ -13,10 +13,11 @@ from crfrefine.arrays.label_maps import argmax_labels, renumber
 from crfrefine.arrays.padding import (
     check_share,
     find_padding,
+    find_ties,
     notes_on_padding,
     write_background,
 )
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, find_ties
+from crfrefine.arrays.probabilities import BLOCK_VOXELS
 from crfrefine.arrays.region_scheme import RegionScheme, probabilities_of
 from crfrefine.arrays.softmax import clip_overshoot
 from crfrefine.base.array_types import Array, Bool, Float32, Labels

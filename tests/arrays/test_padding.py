@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from crfrefine.arrays.padding import find_holes, find_padding
-from crfrefine.arrays.probabilities import find_ties
+from crfrefine.arrays.padding import find_holes, find_padding, find_ties
 
 SHAPE = (23, 31, 27)
 ONE_OF_THREE = math.log(1 / 3)  # the logarithm of split votes of three raters
