@@ -150,6 +150,35 @@ def relative(box: Box, around: Box) -> Box:
     return tuple(inner)
 
 
+# Smallest share of zeros in the boxes around other values: crops and windows leave hardly any.
+_SHARE_IN_BOX = 0.1
+# Corners are voxels at a border along all axes. A box has eight, a body has a staircase of them.
+_MIN_CORNERS = 48
+_SHARE_OF_CORNERS = 0.04
+
+
+def are_zero_outside_a_body(is_zero: Bool) -> bool:
+    """Return whether the zeros of a grid, (*grid), lie around a body, and not around boxes.
+
+    The network saw one box, or several: their faces are flat.
+    """
+    box = bounding_box(~is_zero)
+    if box is None:
+        return False
+    zeros = is_zero[box]
+    if np.count_nonzero(zeros) < _SHARE_IN_BOX * zeros.size:
+        return False
+    # The outside of the box is 0, too, unless the grid ends there.
+    steps = np.eye(zeros.ndim, dtype=int)[np.greater(zeros.shape, 1)]
+    zeros = is_zero[grown(box, (1,) * zeros.ndim, is_zero.shape)]
+    num_sides = np.zeros(zeros.shape, np.uint8)
+    for step in steps.tolist():
+        num_sides += dilated(zeros, step) & ~zeros
+    num_corners = int(np.count_nonzero(num_sides == len(steps)))
+    num_at_border = int(np.count_nonzero(num_sides))
+    return num_corners >= max(_MIN_CORNERS, _SHARE_OF_CORNERS * num_at_border)
+
+
 # ---- Label maps as logits
 
 

@@ -9,14 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from crfrefine.arrays.scales import (
-    MIN_SUM,
-    TOPS,
-    Scale,
-    are_zero_outside_a_body,
-    scale_of_sums,
-    scale_of_total,
-)
+from crfrefine.arrays.label_maps import are_zero_outside_a_body
+from crfrefine.arrays.scales import EXACT, ROUNDED, TOPS, Scale, scale_of_total, top_of
 from crfrefine.base.array_types import Array, Bool, Float32, Floating, Shape
 from crfrefine.base.notes import Note, NoteKind, Notes
 from crfrefine.base.text import see
@@ -42,6 +36,12 @@ MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of pad
 MISSING_SHARE = 0.1
 # Largest share of its size by which a sum of rounded numbers may differ from others.
 _MAX_ROUNDED = 0.2
+# Sums up to less than this may be those of logits, or of votes of a few networks.
+MIN_SUM = 50.0
+# The share of the top that sums reach without a background: of whole numbers, which logits hardly
+# ever are, and of others.
+MIN_OF_WHOLE = 0.25
+MIN_OF_FRACTIONS = 0.85
 # The advice where values in [0, 1] do not sum to 1, and where their sums are never above 1.
 _ADVICE_ON_SUMS = (
     f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
@@ -200,9 +200,20 @@ class Look:
         is_scale = any(abs(total - top) <= TOLD_SUM_TOLERANCE * top for top in TOPS)
         # Values of few levels sum to the same on any scale, as in logits made of a label map.
         may_be_complete = is_scale or not self._has_few_levels
-        if high - low > spread or not may_be_complete:
-            return scale_of_sums(sums, is_whole=self.is_whole)
-        return Scale(scale_of_total(total), total, are_zero_outside_a_body(self.is_zero))
+        if high - low <= spread and may_be_complete:
+            return Scale(scale_of_total(total), total, are_zero_outside_a_body(self.is_zero))
+
+        # Probabilities without a background: their sums differ, but never exceed a top.
+        tolerance = EXACT
+        least = MIN_OF_FRACTIONS
+        if self.is_whole:
+            tolerance = ROUNDED
+            least = MIN_OF_WHOLE
+        top = top_of(high, tolerance)
+        are_small = high < MIN_SUM or high - low <= ROUNDED * high
+        if are_small or top is None or high < least * top:
+            return None
+        return Scale(top, high, lacks_background=True)
 
     @property
     def lacks_background(self) -> bool:
@@ -215,6 +226,8 @@ class Look:
 
     def bad_sums(self, tolerance: float) -> str:
         """Describe the voxels whose sum is not 1; "" without any."""
+        if self.are_logits:
+            return "are not those of probabilities"
         is_bad = np.abs(self.sums - 1) > tolerance
         voxels = np.flatnonzero(is_bad & ~self.is_equal)
         if not voxels.size:
@@ -276,71 +289,70 @@ def identify(look: Look, input_type: str, kind: str | None, path: Path) -> tuple
         InputError: the values are neither, or contradict the user or the file.
     """
     said = kind if input_type == "auto" else input_type
-    may_be_probabilities = said != "logits" and not look.are_logits
     decided = said or "logits"
     reason = who_says(input_type)
     outside = look.outside
-    if outside is None:
-        is_declared = said == "logits" or input_type == "probabilities"
-        bad_sums = look.bad_sums(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
-        if bad_sums:
-            problem = f"all values lie in [0, 1] but {bad_sums}\n"
-            if look.lacks_background:
-                problem = (
-                    "the background seems to be missing, since no sum over the labels is above 1: "
-                    f"{problem}{_ADVICE_ON_BACKGROUND}"
-                )
-            page = see("docs/reference/formats.md#regions")
-            raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS} ({page}).")
-        if not is_declared:
-            decided = "probabilities"
-            reason = "all values lie in [0, 1] and sum to 1 at each voxel"
-            if kind is None and are_zero_outside_a_body(look.is_zero):
-                _refuse_zeros(look, path)
-    elif may_be_probabilities and not look.bad_sums(SUM_TOLERANCE):
+    is_declared = said == "logits" or input_type == "probabilities"
+    tolerance = SUM_TOLERANCE
+    if outside is None and is_declared:
+        tolerance = TOLD_SUM_TOLERANCE
+    bad_sums = look.bad_sums(tolerance)
+    if outside is not None and (said == "logits" or bad_sums):
+        if input_type != "logits":
+            _refuse_probabilities(look, said, path)
+        if said is None:
+            reason = f"it has values outside [0, 1], such as {outside}"
+    elif outside is not None:
         # Interpolation took them outside [0, 1]; unlike logits they sum to 1 at every voxel.
         decided = "probabilities"
         reason = look.overshoot
-    else:
-        if input_type != "logits":
-            _refuse_scaled(look, path)
-        if said == "probabilities":
-            raise InputError(
-                f"{path}: expected probabilities between 0 and 1, found {outside}; for "
-                f"logits, give {BY_HAND.format('logits')}"
+    elif bad_sums:
+        problem = f"all values lie in [0, 1] but {bad_sums}\n"
+        if look.lacks_background:
+            problem = (
+                "the background seems to be missing, since no sum over the labels is above 1: "
+                f"{problem}{_ADVICE_ON_BACKGROUND}"
             )
-        if said is None:
-            reason = f"it has values outside [0, 1], such as {outside}"
+        page = see("docs/reference/formats.md#regions")
+        raise InputError(f"{path}: {problem}{_ADVICE_ON_SUMS} ({page}).")
+    elif not is_declared:
+        decided = "probabilities"
+        reason = "all values lie in [0, 1] and sum to 1 at each voxel"
+        is_zero = look.is_zero
+        if kind is None and are_zero_outside_a_body(is_zero):
+            raise InputError(
+                f"{path}: the background seems to be missing: the labels sum to 1 at each voxel of "
+                f"a body, and all of them are 0 at the {np.count_nonzero(is_zero)} of "
+                f"{is_zero.size} voxels around it, which is no box, as around a crop\n"
+                f"{_ADVICE_ON_BACKGROUND}"
+                "  If the background is among them, and they are 0 where the network was not "
+                "applied,\n  give --scale 1, which says so."
+            )
     return decided, NoteKind.TAKEN_AS(name=path.name, what=decided, reason=reason)
 
 
-def _refuse_zeros(look: Look, path: Path) -> None:
-    """Raise InputError for probabilities that are 0 for all labels around a body."""
-    num_zeros = np.count_nonzero(look.is_zero)
-    raise InputError(
-        f"{path}: the background seems to be missing: the labels sum to 1 at each voxel of a body, "
-        f"and all of them are 0 at the {num_zeros} of {look.sums.size} voxels around it, which is "
-        f"no box, as around a crop\n{_ADVICE_ON_BACKGROUND}"
-        "  If the background is among them, and they are 0 where the network was not applied,\n"
-        "  give --scale 1, which says so."
-    )
+def _refuse_probabilities(look: Look, said: str | None, path: Path) -> None:
+    """Raise InputError for probabilities that do not lie in [0, 1], as told or by their scale.
 
-
-def _refuse_scaled(look: Look, path: Path) -> None:
-    """Raise InputError for probabilities in percent, from 0 to 255, or on another scale."""
+    The scale is percent, 0 to 255, or another one.
+    """
     scale = look.find_scale()
-    if scale is None:
-        return
-    problem = f"no value is negative, and the labels sum to {scale.sums:.6g}"
-    if scale.lacks_background:
-        problem = f"the background seems to be missing: {problem} at most"
-    else:
-        problem += " at each voxel"
-    raise InputError(
-        f"{path}: {problem}, as probabilities in percent or from 0 to 255 do\n"
-        f"  For these, give {scale.options}, by which they are divided (in Python: divide them). "
-        f"If these are logits nevertheless, give {BY_HAND.format('logits')}."
-    )
+    if scale is not None:
+        problem = f"no value is negative, and the labels sum to {scale.sums:.6g}"
+        if scale.lacks_background:
+            problem = f"the background seems to be missing: {problem} at most"
+        else:
+            problem += " at each voxel"
+        raise InputError(
+            f"{path}: {problem}, as probabilities in percent or from 0 to 255 do\n"
+            f"  For these, give {scale.options}, by which they are divided (in Python: divide "
+            f"them). If these are logits nevertheless, give {BY_HAND.format('logits')}."
+        )
+    if said == "probabilities":
+        raise InputError(
+            f"{path}: expected probabilities between 0 and 1, found {look.outside}; for "
+            f"logits, give {BY_HAND.format('logits')}"
+        )
 
 
 def identify_array(values: Floating, input_type: str) -> tuple[str, Notes]:

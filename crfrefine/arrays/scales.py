@@ -1,18 +1,12 @@
-"""The scale of a network's numbers, and a missing background, by the numbers themselves.
+"""The scale of a network's numbers, by the numbers themselves.
 
 The rules, each a function with its name:
 
 `scale_of_total`: numbers from 0 up whose sums over the labels are the same at each voxel are scaled
 probabilities of all labels.
 
-`scale_of_sums`: such numbers whose sums differ, but never exceed a round top, such as 100 or 255,
-are scaled probabilities without a background.
-
-`scale_of_foreground`: the same for probabilities whose background, as the user says, is
-missing.
-
-`are_zero_outside_a_body`: probabilities that are 0 for all labels around a body, and not around
-boxes, as a crop or a sliding window leaves them, lack a background.
+`scale_of_foreground`: whole numbers whose sums never exceed a round top, such as 100 or 255, are
+scaled probabilities, whose background, as the user says, is missing.
 
 `are_rounded_probabilities`: one whole number per voxel that changes from voxel to voxel is no
 label map, but rather a probability in percent or of 8 bits.
@@ -25,8 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box, dilated, grown
-from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.array_types import Float32, Labels
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,12 +30,6 @@ TOPS = (1.0, 100.0, 255.0, 1000.0, 65535.0)
 # Largest error of a sum of rounded probabilities, as a share of it, and of other probabilities.
 ROUNDED = 0.05
 EXACT = 1e-3
-# Sums up to less than this may be those of logits, or of votes of a few networks.
-MIN_SUM = 50.0
-# The share of the top that sums reach without a background: of whole numbers, which logits hardly
-# ever are, and of others.
-MIN_OF_WHOLE = 0.25
-MIN_OF_FRACTIONS = 0.85
 # The share of the top that the sums of whole numbers have to reach where the user says that they
 # are probabilities, but not their scale.
 REACHED = 0.9
@@ -85,26 +72,6 @@ def scale_of_total(total: float) -> float:
     return total
 
 
-def scale_of_sums(sums: Float32, *, is_whole: bool) -> Scale | None:
-    """Return the scale of probabilities without a background, by their sums, (N,).
-
-    None for other numbers: small ones, and those with the same sum everywhere. None of them is
-    negative, as logits are; `is_whole` says whether all are whole numbers.
-    """
-    highest = float(sums.max(initial=0.0))
-    if highest < MIN_SUM or highest - float(sums.min()) <= ROUNDED * highest:
-        return None
-    tolerance = EXACT
-    least = MIN_OF_FRACTIONS
-    if is_whole:
-        tolerance = ROUNDED
-        least = MIN_OF_WHOLE
-    top = top_of(highest, tolerance)
-    if top is None or highest < least * top:
-        return None
-    return Scale(top, highest, lacks_background=True)
-
-
 def scale_of_foreground(highest_sum: float, *, is_whole: bool) -> float | None:
     """Return the top of probabilities of all labels but the background, by their largest sum.
 
@@ -134,37 +101,6 @@ def divide_by_scale(values: Float32, scale: float, path: Path) -> Float32:
     if scale != 1:
         values /= np.float32(scale)
     return values
-
-
-# ---- A missing background
-
-# Smallest share of zeros in the boxes around other values: crops and windows leave hardly any.
-_SHARE_IN_BOX = 0.1
-# Corners are voxels at a border along all axes. A box has eight, a body has a staircase of them.
-_MIN_CORNERS = 48
-_SHARE_OF_CORNERS = 0.04
-
-
-def are_zero_outside_a_body(is_zero: Bool) -> bool:
-    """Return whether the zeros of a grid, (*grid), lie around a body, and not around boxes.
-
-    The network saw one box, or several: their faces are flat.
-    """
-    box = bounding_box(~is_zero)
-    if box is None:
-        return False
-    zeros = is_zero[box]
-    if np.count_nonzero(zeros) < _SHARE_IN_BOX * zeros.size:
-        return False
-    # The outside of the box is 0, too, unless the grid ends there.
-    steps = np.eye(zeros.ndim, dtype=int)[np.greater(zeros.shape, 1)]
-    zeros = is_zero[grown(box, (1,) * zeros.ndim, is_zero.shape)]
-    num_sides = np.zeros(zeros.shape, np.uint8)
-    for step in steps.tolist():
-        num_sides += dilated(zeros, step) & ~zeros
-    num_corners = int(np.count_nonzero(num_sides == len(steps)))
-    num_at_border = int(np.count_nonzero(num_sides))
-    return num_corners >= max(_MIN_CORNERS, _SHARE_OF_CORNERS * num_at_border)
 
 
 # ---- One whole number per voxel

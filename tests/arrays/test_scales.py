@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 
 from crfrefine.arrays.foreground import ForegroundSums
+from crfrefine.arrays.label_maps import are_zero_outside_a_body
 from crfrefine.arrays.probabilities import identify, look_at
-from crfrefine.arrays.scales import (
-    are_rounded_probabilities,
-    are_zero_outside_a_body,
-    divide_by_scale,
-)
+from crfrefine.arrays.scales import are_rounded_probabilities, divide_by_scale
 from crfrefine.errors import InputError
 
 PATH = Path("logits/case.nii.gz")
