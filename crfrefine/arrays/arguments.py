@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.network import AUTO, ArrayNetwork, LabelMapNetwork
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.strokes import Strokes
@@ -207,6 +208,20 @@ def given_network_spacing(given: ArrayLike | None, num_dims: int) -> Spacing | s
         raise InputError(f"network {error}") from None
 
 
+def _label_map_network(
+    labels: Labels, parameters: CrfParameters, network_spacing: Spacing | str | None
+) -> LabelMapNetwork:
+    """Return a label map with as many labels as the parameters have values for."""
+    channels = channels_of(present_labels(labels))
+    num_labels = parameters.num_labels or channels[-1] + 1
+    if channels[-1] >= num_labels:
+        raise InputError(
+            f"the label map holds labels up to {channels[-1]}, but the parameters have values "
+            f"for {num_labels} labels; give parameters for all labels, or merge labels"
+        )
+    return LabelMapNetwork(labels, channels, num_labels, network_spacing)
+
+
 def open_arguments(
     arrays: Mapping[str, Array],
     *,
@@ -253,8 +268,8 @@ def open_arguments(
 
     network: ArrayNetwork | LabelMapNetwork
     if input_type == "labels":
-        network = LabelMapNetwork.of_labels(values, parameters, network_spacing)
-        num_labels = parameters.num_labels or MAX_LABELS
+        network = _label_map_network(values, parameters, network_spacing)
+        num_labels = parameters.num_labels or MAX_LABELS  # Strokes may draw further labels.
     else:
         scheme = None if regions is None else RegionScheme.of(regions)
         network = ArrayNetwork(values, input_type, scheme)

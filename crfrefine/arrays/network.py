@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import channels_of, occurring_channels, present_labels
+from crfrefine.arrays.label_maps import occurring_channels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.errors import InputError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from crfrefine.arrays.resampling import Interpolation
     from crfrefine.base.array_types import Bool, Labels, Shape, Spacing
     from crfrefine.io.reading import Piece
-    from crfrefine.parameters.model import CrfParameters
 
 AUTO = "auto"  # network spacing that is found in the label map
 
@@ -114,20 +113,6 @@ class LabelMapNetwork:
     # or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
     mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
-
-    @classmethod
-    def of_labels(
-        cls, labels: Labels, parameters: CrfParameters, network_spacing: Spacing | str | None
-    ) -> LabelMapNetwork:
-        """Return a label map with as many labels as the parameters have values for."""
-        present = channels_of(present_labels(labels))
-        num_labels = parameters.num_labels or present[-1] + 1
-        if present[-1] >= num_labels:
-            raise InputError(
-                f"the label map holds labels up to {present[-1]}, but the parameters have values "
-                f"for {num_labels} labels; give parameters for all labels, or merge labels"
-            )
-        return cls(labels, present, num_labels, network_spacing)
 
     @property
     def order(self) -> Axes:
