@@ -8,6 +8,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.network import StreamedNetwork
+from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import run_all
 from crfrefine.refinement.given import CaseToRefine, Prepared
@@ -24,9 +25,11 @@ def plan_coarse(
     are those of `plan_stream`.
     """
     source = CoarseChannels(network, case)
-    prepared.notes = (source.note,)
     covered = source.covered()
-    prepared.leave_out(None if covered.all() else ~covered)
+    if not covered.all():
+        prepared.unseen = ~covered.reshape(network.grid_shape)
+    prepared.mask, prepared.num_padding, notes = leave_out(prepared.unseen, prepared.mask, "logits")
+    prepared.notes = (source.note, *notes)
     mask = source.grid.mask(prepared.mask)
 
     # Labels that are the largest one somewhere tell how far below it the others are at most. All

@@ -22,6 +22,7 @@ from crfrefine.arrays.label_maps import (
     share_reach,
 )
 from crfrefine.arrays.network import StreamedNetwork
+from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Labels
 from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
 from crfrefine.engines.choices import (
@@ -161,9 +162,13 @@ def plan_stream(network: StreamedNetwork, case: CaseToRefine) -> Prepared:
         reach = case.model.kernels.reach(case.image.spacing, grid.shape)
         mask = grid.mask(case.image.mask)
         survey, store, note = survey_stream(network, case, grid, mask, case.thresholds, reach)
-        prepared.notes = (note,)
-        prepared.leave_out(survey.padding())
-        survey.mask = grid.mask(prepared.mask)
+        unseen = survey.padding()
+        if unseen is not None:
+            prepared.unseen = unseen.reshape(network.grid_shape)
+        survey.mask, prepared.num_padding, notes = leave_out(unseen, mask, "logits")
+        prepared.notes = (note, *notes)
+        if survey.mask is not None:
+            prepared.mask = survey.mask.reshape(network.grid_shape)
         prepared.largest_sums = survey.largest_sums()
         prepared.labels = survey.label_map().reshape(network.grid_shape)
         store.choose()
