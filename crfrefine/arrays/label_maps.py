@@ -184,10 +184,6 @@ def are_zero_outside_a_body(is_zero: Bool) -> bool:
 
 CONFIDENCE = 2.0  # logit of a voxel's label; that of the other labels is 0
 ABSENT_LOGIT = -1e4  # logit of a label that does not occur: its marginal is 0, and float16 holds it
-# From so many channels or bytes of logits on, a label takes part only near where it occurs: e^0 for
-# each of many others would outweigh a voxel's own label.
-MANY_LABELS = 16
-MAX_IN_MEMORY = 1 << 29
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
@@ -255,12 +251,6 @@ def labels_of_one_hot(
             "--input-type labels"
         )
     return labels
-
-
-def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
-    """Return whether labels take part only within the kernels' reach of where they occur."""
-    num_bytes = 4 * num_channels * num_voxels
-    return num_channels >= MANY_LABELS or num_bytes > MAX_IN_MEMORY
 
 
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crfrefine.arrays.network import LabelMapNetwork, Network
-from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
@@ -67,6 +66,11 @@ class CaseToRefine(NamedTuple):
         has_labels = self.regions is None
         return has_labels and self.backend.name == "cpu" and len(self.image.spacing) <= MAX_DIMS
 
+    @property
+    def can_leave_out_labels(self) -> bool:
+        """Whether labels are left out on tiles where they cannot matter."""
+        return self.can_have_tiles and self.parameters.can_leave_out_labels
+
     def decode(self, channels: Float32) -> Labels:
         """Return the label map, (*grid), of channels, (channels, *grid)."""
         if self.regions is not None:
@@ -101,18 +105,6 @@ class Prepared:
     num_padding: int = 0  # voxels in the mask that are padding
     notes: Notes = ()  # for the user
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-
-    def leave_out(self, unseen: Bool | None, *, are_regions: bool = False) -> None:
-        """Take the voxels where the network saw nothing out of the mask.
-
-        They are those of the grid, or of that of three axes; None means nowhere. Raises InputError
-        if hardly any voxel is left.
-        """
-        if unseen is not None:
-            self.unseen = unseen.reshape(self.logits.shape[1:])
-        left = leave_out(self.unseen, self.mask, "logits", are_regions=are_regions)
-        self.mask, self.num_padding, notes = left
-        self.notes += notes
 
     def image_in(self, box: Box) -> Float32:
         """Return the normalized image in a box of the grid, (M, *box)."""

@@ -16,7 +16,7 @@ from crfrefine.arrays import label_maps
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork
-from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.padding import find_padding, leave_out
 from crfrefine.base.limits import require_memory
 from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import ConfigError
@@ -24,6 +24,10 @@ from crfrefine.refinement.given import CaseToRefine, Prepared
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_stream
 
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
+# From so many channels or bytes of logits on, a label takes part only near where it occurs: e^0 for
+# each of many others would outweigh a voxel's own label.
+MANY_LABELS = 16
+MAX_IN_MEMORY = 1 << 29
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_BOX = 0.9
 
@@ -32,7 +36,9 @@ def prepare(case: CaseToRefine) -> Prepared:
     """Prepare a network's output in any form: channels in memory, a label map, or files."""
     network = case.network
     largest = -ABSENT_LOGIT  # No logit of a label map is farther from 0.
-    if isinstance(network, ArrayNetwork):
+    if isinstance(network, LabelMapNetwork):
+        prepared = _prepare_label_map(network, case)
+    elif isinstance(network, ArrayNetwork):
         values = network.values
         is_probability = network.input_type == "probabilities"
         are_regions = network.regions is not None
@@ -42,17 +48,25 @@ def prepare(case: CaseToRefine) -> Prepared:
             unseen = find_padding(values, are_regions=are_regions, is_probability=is_probability)
         elif not unseen.any():
             unseen = None
-        prepared = Prepared(values, case.image, case.image.mask, is_probability)
-        prepared.leave_out(unseen, are_regions=are_regions)
+        mask, num_padding, notes = leave_out(
+            unseen, case.image.mask, "logits", are_regions=are_regions
+        )
         if unseen is not None and largest / case.parameters.mean_field.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any
             # other constant means the same.
-            prepared.logits = np.where(unseen, 0.0, values)
-            largest = float(np.abs(prepared.logits).max())
+            values = np.where(unseen, 0.0, values)
+            largest = float(np.abs(values).max())
+        prepared = Prepared(
+            values,
+            case.image,
+            mask,
+            is_probability,
+            unseen=unseen,
+            num_padding=num_padding,
+            notes=notes,
+        )
         if is_probability:
             largest = -math.log(MIN_PROBABILITY)
-    elif isinstance(network, LabelMapNetwork):
-        prepared = _prepare_label_map(network, case)
     else:
         prepared = plan_stream(network, case)
     if prepared.problem is None:
@@ -74,30 +88,32 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     if case.cleaned is not None:
         numbers = case.cleaned.label_map
     num_channels = len(network.channels)
-    sigma = None
-    network_spacing = model.kernels.network_spacing
-    if network_spacing is not None:
-        sigma = label_maps.share_sigma(network_spacing, case.image.spacing)
     # Many labels take part only near where they occur. A stroke of a new label does not change how
     # the others take part.
     num_of_network = num_channels - len(network.absent)
-    takes_part_nearby = label_maps.take_part_nearby(num_of_network, numbers.size)
-    if takes_part_nearby:
-        if case.can_have_tiles and case.parameters.can_leave_out_labels:
-            return plan_label_map(numbers, sigma, case)
+    is_large = 4 * num_of_network * numbers.size > MAX_IN_MEMORY
+    takes_part_nearby = num_of_network >= MANY_LABELS or is_large
+    has_tiles = takes_part_nearby and case.can_leave_out_labels
+    if takes_part_nearby and not has_tiles:
         what = f"the logits of {num_channels} labels take"
         remedy = (
             "The CPU does without them where mean_field.label_threshold is above 0 and "
             "volume.weight is 0."
         )
         require_memory(4 * num_channels * numbers.size, what, details=[remedy])
-    logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
-    if takes_part_nearby and sigma is None:
-        reach = model.kernels.reach(case.image.spacing, numbers.shape)
-        for channel in logits:
-            near = label_maps.dilated(channel == CONFIDENCE, reach)
-            np.copyto(channel, ABSENT_LOGIT, where=~near)
-    return Prepared(logits, case.image, case.image.mask, labels=numbers)
+    sigma = None
+    network_spacing = model.kernels.network_spacing
+    if network_spacing is not None:
+        sigma = label_maps.share_sigma(network_spacing, case.image.spacing)
+    if not has_tiles:
+        logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
+        if takes_part_nearby and sigma is None:
+            reach = model.kernels.reach(case.image.spacing, numbers.shape)
+            for channel in logits:
+                near = label_maps.dilated(channel == CONFIDENCE, reach)
+                np.copyto(channel, ABSENT_LOGIT, where=~near)
+        return Prepared(logits, case.image, case.image.mask, labels=numbers)
+    return plan_label_map(numbers, sigma, case)
 
 
 def _plan_channels(prepared: Prepared, largest: float, case: CaseToRefine) -> None:
@@ -145,5 +161,5 @@ def _plan_channels(prepared: Prepared, largest: float, case: CaseToRefine) -> No
 
         draw_strokes(prepared, case, case.strokes)
     has_messages = bool(case.model.kernels.kernels)
-    if case.can_have_tiles and case.parameters.can_leave_out_labels and has_messages:
+    if case.can_leave_out_labels and has_messages:
         plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)

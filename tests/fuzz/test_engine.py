@@ -180,9 +180,7 @@ def _usual_calls():
     cpu.load_engine.cache_clear()  # Tests before may have loaded it.
     with (
         mock.patch.object(cpu, "_import_level", lambda level: _Recorder(load(level), noted, [])),
-        mock.patch(
-            "crfrefine.arrays.label_maps.take_part_nearby", return_value=True
-        ),  # small cases do not save work
+        mock.patch("crfrefine.refinement.preparing.MANY_LABELS", 0),  # small cases save no work
     ):
         default = crfrefine.CrfParameters().replace(
             **{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5}

@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import MIN_SHARE
 from crfrefine.base.notes import NoteKind
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+from crfrefine.refinement import preparing
 from crfrefine.refinement.tiles import planning
 
 SHAPE = (47, 41, 33)
@@ -132,7 +133,7 @@ def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing
     whole = refined(
         labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), **options
     )
-    monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
+    monkeypatch.setattr(preparing, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, **options)
     assert (whole.label_map != labels).any() == (with_strokes or network_spacing is not None)
     np.testing.assert_array_equal(tiles.label_map, whole.label_map)
@@ -199,7 +200,7 @@ def test_a_note_tells_of_volumes_that_no_bias_reaches(threshold):
 @pytest.mark.parametrize("many", [False, True])
 def test_small_labels_do_not_vanish(order, many, monkeypatch):
     """A block, a plate and three voxels, in a large label that the image cannot tell from them."""
-    monkeypatch.setattr(label_maps, "MANY_LABELS", 2 if many else 99)
+    monkeypatch.setattr(preparing, "MANY_LABELS", 2 if many else 99)
     labels = np.zeros(SHAPE, np.uint8, order=order)
     labels[6:42, 4:36, 4:28] = 1
     labels[12:15, 12:16, 12:14] = 2

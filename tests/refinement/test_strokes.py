@@ -9,8 +9,8 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from crfrefine import CrfParameters, Plan, refine
-from crfrefine.arrays import label_maps
 from crfrefine.errors import InputError
+from crfrefine.refinement import preparing
 from crfrefine.refinement.following import NUM_RADII, STRENGTH
 
 SHAPE = (22, 27, 34)
@@ -162,7 +162,7 @@ def test_the_size_of_a_structure_of_two_axes_is_that_of_a_square(monkeypatch):
     options = {"spacing": (1.0, 0.75), "input_type": "labels"}
     parts = []
     for number in (1000, 2):  # the whole, and tiles
-        monkeypatch.setattr(label_maps, "MANY_LABELS", number)
+        monkeypatch.setattr(preparing, "MANY_LABELS", number)
         parts.append(
             refined(
                 labels, np.zeros(labels.shape), drawn, {"bilateral.weight": 0.0}, **options
