@@ -1,7 +1,8 @@
-"""A network's output without its background, which is computed: one foreground channel, or several.
+"""A network's output without a background: one foreground channel, several, or those of regions.
 
-The channels are (labels, *grid) with room for the background in channel 0. One channel holds the
-probabilities or the log-odds of label 1, several ones the probabilities of labels 1, 2, …
+The background of labels is computed. Their channels are (labels, *grid) with room for it in channel
+0. One channel holds the probabilities or the log-odds of label 1, several ones the probabilities of
+labels 1, 2, … Regions have no background.
 """
 
 from __future__ import annotations
@@ -72,6 +73,50 @@ def decide_channel(
             f"  255, give {_advise_scale(highest)}; if interpolation overshot, clip them to [0, 1]."
         )
     return "probabilities", NoteKind.CHANNEL_OF_PROBABILITIES(path.name)
+
+
+def identify_regions(
+    values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
+) -> tuple[str, str]:
+    """Return "logits" for channels of log-odds, "probabilities" for sigmoids, and what shows it.
+
+    The values, (R, *grid), are finite. Other arguments and the errors are those of
+    `crfrefine.arrays.probabilities.identify`.
+    """
+    said = kind if input_type == "auto" else input_type
+    lowest = float(values.min())
+    highest = float(values.max())
+    if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
+        if said == "logits":
+            raise InputError(
+                f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as "
+                "sigmoid probabilities do; for probabilities, give "
+                f"{BY_HAND.format('probabilities')}"
+            )
+        decided = "probabilities"
+        reason = "all values lie in [0, 1]"
+    else:
+        if said == "probabilities":
+            raise InputError(
+                f"{name}: expected probabilities between 0 and 1, found values from {lowest:.4g} "
+                f"to {highest:.4g}; for log-odds, the network's output before the sigmoid, give "
+                f"{BY_HAND.format('logits')}"
+            )
+        # The user's word is enough, unless all values are whole numbers, as in label maps.
+        is_certain = input_type == "logits" and bool(np.mod(values, 1).any())
+        if lowest >= 0 and not is_certain:
+            raise InputError(
+                f"{name}: no value is negative, and the largest is {highest:.4g}, as in a label "
+                "map, in percent or from 0 to 255; log-odds without\n"
+                "  negative values would put every voxel into every region. For a label map, give "
+                "--input-type labels; for probabilities,\n"
+                f"  --scale {usual_scale(highest):g}, by which they are divided (in Python: divide "
+                "them); for log-odds\n"
+                f"  nevertheless, give {BY_HAND.format('logits')}."
+            )
+        decided = "logits"
+        reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
+    return decided, reason
 
 
 def _advise_scale(highest: float) -> str:

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.probabilities import (
-    BLOCK_VOXELS,
-    BY_HAND,
-    SUM_TOLERANCE,
-)
-from crfrefine.arrays.scales import usual_scale
 from crfrefine.arrays.softmax import sigmoid, softmax
 from crfrefine.base.limits import MAX_LABEL
-from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.base.text import listed, shorten, shorten_value
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.parameters.specs import ModelSpec
 
@@ -212,62 +205,6 @@ def _labels_by_name(regions: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 
 MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in padding, mean the same
-
-
-def identify_regions(
-    values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
-) -> tuple[str, str]:
-    """Return "logits" for channels of log-odds, "probabilities" for sigmoids, and what shows it.
-
-    The values, (R, *grid), are finite. Other arguments and the errors are those of
-    `crfrefine.arrays.probabilities.identify`.
-    """
-    said = kind if input_type == "auto" else input_type
-    lowest = float(values.min())
-    highest = float(values.max())
-    if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
-        if said == "logits":
-            raise InputError(
-                f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as "
-                "sigmoid probabilities do; for probabilities, give "
-                f"{BY_HAND.format('probabilities')}"
-            )
-        decided = "probabilities"
-        reason = "all values lie in [0, 1]"
-    else:
-        if said == "probabilities":
-            raise InputError(
-                f"{name}: expected probabilities between 0 and 1, found values from {lowest:.4g} "
-                f"to {highest:.4g}; for log-odds, the network's output before the sigmoid, give "
-                f"{BY_HAND.format('logits')}"
-            )
-        # The user's word is enough, unless all values are whole numbers, as in label maps.
-        is_certain = input_type == "logits" and bool(np.mod(values, 1).any())
-        if lowest >= 0 and not is_certain:
-            raise InputError(
-                f"{name}: no value is negative, and the largest is {highest:.4g}, as in a label "
-                "map, in percent or from 0 to 255; log-odds without\n"
-                "  negative values would put every voxel into every region. For a label map, give "
-                "--input-type labels; for probabilities,\n"
-                f"  --scale {usual_scale(highest):g}, by which they are divided (in Python: divide "
-                "them); for log-odds\n"
-                f"  nevertheless, give {BY_HAND.format('logits')}."
-            )
-        decided = "logits"
-        reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
-    return decided, reason
-
-
-def take_log_odds(probabilities: Float32) -> None:
-    """Replace C-contiguous probabilities p with log(p / (1 - p)), in place, block by block.
-
-    Both p and 1 - p count as at least 1e-7.
-    """
-    flat = probabilities.reshape(-1)
-    for block in np.split(flat, range(BLOCK_VOXELS, flat.size, BLOCK_VOXELS)):
-        others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
-        np.log(np.maximum(block, MIN_PROBABILITY), out=block)
-        np.subtract(block, others, out=block)
 
 
 def decode(channels: Array, regions: RegionScheme | None) -> Labels:

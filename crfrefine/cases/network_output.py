@@ -2,8 +2,7 @@
 
 Here, too, all commands learn whether the channels of a file are logits or probabilities, of labels
 or of regions. The rules are `identify` of `arrays.probabilities` for several labels,
-`identify_regions` of `arrays.region_scheme`, and `decide_channel` of `arrays.foreground` for
-label 1 alone.
+`identify_regions` and `decide_channel` of `arrays.foreground` for regions, and for label 1 alone.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from functools import partial
 
 import numpy as np
 
+from crfrefine.arrays.foreground import identify_regions
 from crfrefine.arrays.label_maps import present_labels
 from crfrefine.arrays.network import ArrayNetwork, Network, ReadPieces, StreamedNetwork
 from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at, who_says
-from crfrefine.arrays.region_scheme import RegionScheme, identify_regions, take_log_odds
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.resampling import Interpolation
-from crfrefine.arrays.softmax import take_logarithms
+from crfrefine.arrays.softmax import take_log_odds, take_logarithms
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import CUBIC

@@ -15,7 +15,11 @@ import numpy as np
 
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import clean
-from crfrefine.arrays.foreground import decide_channel, fill_background_of_channel
+from crfrefine.arrays.foreground import (
+    decide_channel,
+    fill_background_of_channel,
+    identify_regions,
+)
 from crfrefine.arrays.label_maps import (
     channel_numbers,
     occurring_channels,
@@ -23,12 +27,8 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network, StreamedNetwork
 from crfrefine.arrays.probabilities import identify_array
-from crfrefine.arrays.region_scheme import (
-    MAX_LOG_ODDS,
-    identify_regions,
-    resolve_regions,
-    take_log_odds,
-)
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, resolve_regions
+from crfrefine.arrays.softmax import take_log_odds
 from crfrefine.base.array_types import Array, Bool, Spacing
 from crfrefine.base.notes import Notes
 from crfrefine.engines.base import Backend, GridImage, RunContext
