@@ -244,15 +244,14 @@ def _lowest_distance(
     lowest = np.full(shape, np.inf, np.float32)
     for radius in np.unique(radii).tolist():
         ends = []
-        ball = np.zeros((1,) * len(shape), np.float32)  # d² / r² around a drawn voxel
-        for axis, (step, extent) in enumerate(zip(spacing, shape, strict=True)):
+        squares = []  # d² / r² around a drawn voxel, along each axis
+        for step, extent in zip(spacing, shape, strict=True):
             reach = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
             end = min(reach, extent - 1)  # farther places are outside of the box
-            distance = np.arange(-end, end + 1) * (step / radius)
-            along = [1] * len(shape)
-            along[axis] = len(distance)
-            ball = ball + np.square(distance, dtype=np.float32).reshape(along)
             ends.append(end)
+            distance = np.arange(-end, end + 1) * (step / radius)
+            squares.append(np.square(distance, dtype=np.float32))
+        ball: Float32 = sum(np.ix_(*squares), np.zeros((), np.float32))
         # A voxel at the last radius is near, however its distance was rounded.
         ball[ball > np.float32(NUM_RADII**2 * (1.0 + SAME_LENGTH))] = np.inf
         for position in positions.T[radii == radius].tolist():
@@ -283,19 +282,15 @@ def _radii(
     start = np.maximum(0, positions.min(axis=1) - ends)
     stop = positions.max(axis=1) + ends + 1
     near = has_label[box_between(start, stop)]
-    radii = np.full(positions.shape[1], largest_radius)
+    distances = np.full(positions.shape[1], np.inf)
     if near.any():
         # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the
         # box.
         surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
         drawn = positions.T - start
         tree = KDTree(surface * steps)
-        _, nearest = tree.query(drawn * steps, distance_upper_bound=largest_radius)
-        found = nearest < len(surface)
-        places = surface[nearest[found]]
-        offsets = (places - drawn[found]) * steps
-        distances = np.sqrt(np.square(offsets).sum(axis=1))
-        radii[found] = distances.clip(MIN_RADIUS, largest_radius)
+        distances, _ = tree.query(drawn * steps, distance_upper_bound=largest_radius)
+    radii = distances.clip(MIN_RADIUS, largest_radius)
     # Of two voxels at the same distance either may be found, and their sums are rounded
     # differently.
     return radii.astype(np.float32)
