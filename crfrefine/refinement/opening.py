@@ -161,13 +161,34 @@ def _model_of(
 
 
 def _open_channels(network: ArrayNetwork, threads: int | None) -> tuple[ArrayNetwork, Notes]:
-    """Return finite channels, whose kind is known, and notes.
+    """Return finite float32 channels, whose kind is known, and notes.
 
-    They are float32 logits or probabilities of labels, or log-odds of regions.
+    They are logits or probabilities of labels, of which label 1 alone gets a channel of the
+    background, or log-odds of regions.
     """
-    network, notes = _complete_channels(network)
     values = network.values
     kind = network.input_type
+    notes: Notes = ()
+    is_alone = network.regions is None and len(values) == 1
+    is_told = network.regions is None or kind == "logits"
+    if (is_alone or not is_told) and not np.isfinite(values).all():
+        raise InputError("logits hold values that are not finite (NaN or infinity)")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    if is_alone:
+        kind, note = decide_channel(network.values[0], kind, None, Path("logits"))
+        notes = (note,)
+        (channel,) = values
+        values = np.empty((2, *channel.shape), np.float32)
+        values[1] = channel
+        fill_background_of_channel(values, kind)
+    if not is_told:
+        # "auto" expects log-odds, and refuses values that look like probabilities.
+        kind, _ = identify_regions(network.values, kind, kind="logits")
+        if kind == "probabilities":
+            values = np.array(values, order="C")
+            take_log_odds(values)
+        kind = "logits"
     largest = largest_magnitude(values, "logits", threads)
     if network.regions is not None and largest > MAX_LOG_ODDS:
         largest = MAX_LOG_ODDS
@@ -176,37 +197,6 @@ def _open_channels(network: ArrayNetwork, threads: int | None) -> tuple[ArrayNet
         kind, on_kind = identify_array(values, kind)
         notes += on_kind
     return replace(network, values=values, input_type=kind, largest=largest), notes
-
-
-def _complete_channels(network: ArrayNetwork) -> tuple[ArrayNetwork, Notes]:
-    """Return float32 channels, with the caller's word on their kind, and notes.
-
-    The only channel of label 1 gets that of the background, and regions are log-odds.
-    """
-    values = network.values
-    kind = network.input_type
-    notes: Notes = ()
-    with np.errstate(over="ignore"):
-        channels = values.astype(np.float32, copy=False)
-    is_alone = network.regions is None and len(values) == 1
-    is_told = network.regions is None or kind == "logits"
-    if (is_alone or not is_told) and not np.isfinite(values).all():
-        raise InputError("logits hold values that are not finite (NaN or infinity)")
-    if is_alone:
-        kind, note = decide_channel(values[0], kind, None, Path("logits"))
-        notes = (note,)
-        (channel,) = channels
-        channels = np.empty((2, *channel.shape), np.float32)
-        channels[1] = channel
-        fill_background_of_channel(channels, kind)
-    if not is_told:
-        # "auto" expects log-odds, and refuses values that look like probabilities.
-        kind, _ = identify_regions(values, kind, kind="logits")
-        if kind == "probabilities":
-            channels = np.array(channels, order="C")
-            take_log_odds(channels)
-        kind = "logits"
-    return replace(network, values=channels, input_type=kind), notes
 
 
 def _without_nan(image: GridImage, threads: int | None) -> tuple[GridImage, Notes]:
