@@ -10,7 +10,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Integers, Labels
 from crfrefine.base.axes import Axes
-from crfrefine.base.text import counted, listed
+from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
@@ -79,24 +79,6 @@ class Strokes:
     def in_order(self, order: Axes) -> Strokes:
         """Return the strokes with the axes in an order."""
         return replace(self, positions=self.positions[list(order.sources)])
-
-    def numbered(self, channel_labels: Sequence[int]) -> Strokes:
-        """Return the strokes labeled with the numbers of channels.
-
-        Those of regions, which have no labels of channels, keep theirs. Raises InputError for a
-        label without a channel.
-        """
-        if not channel_labels:
-            return self
-        unknown = sorted({*self.labels.tolist()} - {*channel_labels})
-        if unknown:
-            raise InputError(
-                f"strokes: expected the labels of the channels, {listed(channel_labels)}, found "
-                f"{listed(unknown)}"
-            )
-        numbers = np.zeros(max(channel_labels) + 1, np.int64)
-        numbers[list(channel_labels)] = np.arange(len(channel_labels))
-        return replace(self, labels=numbers[self.labels])
 
     def within(self, mask: Bool | None, num_dims: int) -> Strokes:
         """Return the drawn voxels inside a mask, (*grid), of a grid with further leading axes."""

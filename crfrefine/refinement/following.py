@@ -127,10 +127,10 @@ def plan_edits(
     regions = case.regions
     shape = network.shape if regions is None else network.shape[1:]
     strokes = strokes.within(mask, len(shape))
-    labels = strokes.labels
     positions = strokes.positions
-    members = channels_of_labels(case, labels)
+    members = channels_of_labels(case, strokes.labels)
     if regions is None:
+        strokes = replace(strokes, labels=members.argmax(axis=0))
         fixed = np.where(members, 0.0, ABSENT_LOGIT)
     else:
         fixed = np.where(members, MAX_LOG_ODDS, -MAX_LOG_ODDS)
@@ -175,7 +175,7 @@ def plan_edits(
 def channels_of_labels(case: CaseToRefine, labels: Integers) -> Bool:
     """Return (channels, N), which channels the labels of drawn voxels, (N,), are or belong to."""
     if case.regions is None:
-        return labels == np.arange(case.model.mean_field.num_labels)[:, None]
+        return labels == np.array(case.channel_labels)[:, None]
     return np.stack([np.isin(labels, region) for region in case.regions.labels])
 
 

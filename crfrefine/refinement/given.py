@@ -45,7 +45,7 @@ class CaseToRefine(NamedTuple):
     context: RunContext
     order: Axes  # that the axes of the network's output are stored in
     channel_labels: Sequence[int]  # the label of each channel; empty for regions
-    strokes: Strokes | None  # their labels are the numbers of channels, but for regions
+    strokes: Strokes | None  # of labels that have channels, or of regions
     # A label map whose volumes are kept, after the small-object rules; None for others
     cleaned: Cleaned | None
     notes: Notes  # on the inputs, for the user

@@ -31,6 +31,7 @@ from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, resolve_regions
 from crfrefine.arrays.softmax import take_log_odds
 from crfrefine.base.array_types import Array, Bool, Spacing
 from crfrefine.base.notes import Notes
+from crfrefine.base.text import listed
 from crfrefine.engines.base import Backend, GridImage, RunContext
 from crfrefine.engines.results import channel_ranges, largest_magnitude
 from crfrefine.errors import ConfigError, InputError
@@ -82,7 +83,13 @@ def open_case(
     else:
         channel_labels = network.labels_of_channels
     if strokes is not None:
-        strokes = strokes.numbered(channel_labels).in_order(order)
+        unknown = sorted({*strokes.labels.tolist()} - {*channel_labels})
+        if channel_labels and unknown:
+            raise InputError(
+                f"strokes: expected the labels of the channels, {listed(channel_labels)}, found "
+                f"{listed(unknown)}"
+            )
+        strokes = strokes.in_order(order)
     model = _model_of(network, parameters, len(image), num_dims)
     if isinstance(network, ArrayNetwork):
         network, notes = _open_channels(network.in_order(order), context.threads)

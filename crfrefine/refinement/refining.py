@@ -164,9 +164,6 @@ def _result_of(
 
         cleaned = keep_cores(cleaned, labels, network_labels, prepared, case)
     label_map = cleaned.label_map
-    if case.strokes is not None:
-        label_map = order.undo(case.strokes.draw(order.apply(label_map)))
-
     if case.cleaned is not None:
         assert isinstance(case.network, LabelMapNetwork)
         network_labels = case.network.labels
@@ -177,6 +174,8 @@ def _result_of(
         label_map = renumber(label_map, channel_labels)
         network_labels = renumber(network_labels, channel_labels)
         lost = {channel_labels[number]: counts for number, counts in lost.items()}
+    if case.strokes is not None:
+        label_map = order.undo(case.strokes.draw(order.apply(label_map)))
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
         label_map=label_map,
