@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.arrays.probabilities import (
+    BLOCK_VOXELS,
     BY_HAND,
     SUM_TOLERANCE,
     TOLD_SUM_TOLERANCE,
@@ -20,6 +21,7 @@ from crfrefine.arrays.probabilities import (
 from crfrefine.arrays.scales import scale_of_foreground, usual_scale
 from crfrefine.base.array_types import Array, Float32, Shape
 from crfrefine.base.notes import Note, NoteKind
+from crfrefine.base.numerics import MIN_PROBABILITY
 from crfrefine.errors import InputError
 
 # Largest sum of the probabilities of foreground labels; larger ones are not those of one softmax.
@@ -117,6 +119,18 @@ def identify_regions(
         decided = "logits"
         reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
     return decided, reason
+
+
+def take_log_odds(probabilities: Float32) -> None:
+    """Replace C-contiguous probabilities p with log(p / (1 - p)), in place, block by block.
+
+    Both p and 1 - p count as at least 1e-7.
+    """
+    flat = probabilities.reshape(-1)
+    for block in np.split(flat, range(BLOCK_VOXELS, flat.size, BLOCK_VOXELS)):
+        others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
+        np.log(np.maximum(block, MIN_PROBABILITY), out=block)
+        np.subtract(block, others, out=block)
 
 
 def _advise_scale(highest: float) -> str:

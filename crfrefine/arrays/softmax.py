@@ -97,18 +97,6 @@ def take_logarithms(probabilities: Float32) -> None:
         np.log(block, out=block)
 
 
-def take_log_odds(probabilities: Float32) -> None:
-    """Replace C-contiguous probabilities p with log(p / (1 - p)), in place, block by block.
-
-    Both p and 1 - p count as at least 1e-7.
-    """
-    flat = probabilities.reshape(-1)
-    for block in np.split(flat, range(BLOCK_VOXELS, flat.size, BLOCK_VOXELS)):
-        others = np.log(np.maximum(1.0 - block, MIN_PROBABILITY))
-        np.log(np.maximum(block, MIN_PROBABILITY), out=block)
-        np.subtract(block, others, out=block)
-
-
 def over_output_temperature(logits: Float32, temperature: float) -> Float32:
     """Return refined logits, or log-odds of regions, divided by a temperature; no copy with 1.
 

@@ -13,13 +13,13 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.arrays.foreground import identify_regions
+from crfrefine.arrays.foreground import identify_regions, take_log_odds
 from crfrefine.arrays.label_maps import present_labels
 from crfrefine.arrays.network import ArrayNetwork, Network, ReadPieces, StreamedNetwork
 from crfrefine.arrays.probabilities import BY_HAND, Look, identify, look_at, who_says
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.arrays.resampling import Interpolation
-from crfrefine.arrays.softmax import take_log_odds, take_logarithms
+from crfrefine.arrays.softmax import take_logarithms
 from crfrefine.base.array_types import Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.label_options import CUBIC

@@ -19,6 +19,7 @@ from crfrefine.arrays.foreground import (
     decide_channel,
     fill_background_of_channel,
     identify_regions,
+    take_log_odds,
 )
 from crfrefine.arrays.label_maps import (
     channel_numbers,
@@ -28,7 +29,6 @@ from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.network import ArrayNetwork, LabelMapNetwork, Network, StreamedNetwork
 from crfrefine.arrays.probabilities import identify_array
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, resolve_regions
-from crfrefine.arrays.softmax import take_log_odds
 from crfrefine.base.array_types import Array, Bool, Spacing
 from crfrefine.base.notes import Notes
 from crfrefine.base.text import listed
