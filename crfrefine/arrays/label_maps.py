@@ -76,7 +76,7 @@ def foreground_labels(labels: Array) -> list[int]:
 def _occurring(labels: Array) -> tuple[int, ...]:
     """Return the labels that occur in (*grid) unsigned labels, ascending."""
     counts = count_labels(labels, int(labels.max(initial=0)) + 1)
-    return tuple(label for label, count in enumerate(counts) if count)
+    return tuple(np.flatnonzero(counts).tolist())
 
 
 class LabelChanges(NamedTuple):
@@ -352,8 +352,7 @@ def label_logits(
     logits = np.empty((num_labels, *labels.shape), np.float32)
     if sigma is None:
         for label, channel in enumerate(logits):
-            if label not in absent:
-                np.multiply(labels == label, np.float32(CONFIDENCE), out=channel)
+            np.multiply(labels == label, np.float32(CONFIDENCE), out=channel)
     else:
         from scipy.ndimage import find_objects
 

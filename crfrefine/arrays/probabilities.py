@@ -81,7 +81,6 @@ class Look:
     Attributes:
         sums: (*grid) sum over labels, not complete if `are_logits`.
         is_equal: (*grid), True where all labels are equal.
-        is_binary: whether all values are 0 or 1.
         is_whole: whether all values are whole numbers.
         are_logits: whether a value is too negative for probabilities: nothing else need be known.
         marks: (*grid), _ABOVE and _NEGATIVE where a value of any channel is outside [0, 1].
@@ -96,7 +95,6 @@ class Look:
         """
         self.is_equal = is_equal
         self.sums: Float32 = np.zeros(is_equal.shape, np.float32)
-        self.is_binary = True
         self.is_whole = True
         self.are_logits = False
         self.marks = np.zeros(is_equal.shape, np.uint8)
@@ -118,8 +116,6 @@ class Look:
         if lowest < -MAX_OVERSHOOT:
             is_far_below = values < -MAX_OVERSHOOT
             self.are_logits = bool((is_far_below & ~self.is_equal[planes]).any())
-        if self.is_binary:
-            self.is_binary = bool(((values == 0) | (values == 1)).all())
         if not self.are_logits:
             # An infinite value is not whole, nor is its sum one of those told.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -155,6 +151,12 @@ class Look:
             if lowest >= -SUM_TOLERANCE:
                 extreme = highest
             self._example = f"{extreme:.4g} for label {label}"
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether all values are 0 or 1."""
+        levels = set().union(*self._levels.values())
+        return not self.are_logits and self._has_few_levels and levels <= {0.0, 1.0}
 
     @property
     def outside(self) -> str | None:
@@ -264,8 +266,6 @@ def look_at(values: Array) -> Look:
                 break
         for label, channel in enumerate(block):
             look.add(label, channel, planes)
-        if look.are_logits:
-            break
         # All labels of these planes are known now.
         is_negative = look.marks[planes] & _NEGATIVE != 0
         errors = np.abs(look.sums[planes] - 1)
