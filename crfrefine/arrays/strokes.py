@@ -85,16 +85,9 @@ class Strokes:
         num_leading = num_dims - len(self.positions)
         positions = np.pad(self.positions, ((num_leading, 0), (0, 0)))
         strokes = replace(self, positions=positions)
-        return strokes if mask is None else strokes._chosen(mask[tuple(positions)])
+        return strokes if mask is None else strokes.chosen(mask[tuple(positions)])
 
-    def outside(self, mask: Bool | None) -> Strokes | None:
-        """Return the drawn voxels outside a mask, (*grid) of their axes; None without any."""
-        if mask is None:
-            return None
-        is_outside = ~mask[tuple(self.positions)]
-        return self._chosen(is_outside) if is_outside.any() else None
-
-    def _chosen(self, is_chosen: Bool) -> Strokes:
+    def chosen(self, is_chosen: Bool) -> Strokes:
         """Return some of the drawn voxels, (N,)."""
         volumes = None if self.volumes is None else self.volumes[is_chosen]
         return Strokes(self.positions[:, is_chosen], self.labels[is_chosen], volumes)

@@ -25,14 +25,16 @@ class CertainVoxels:
         self._unseen = prepared.unseen
         self._has_regions = case.regions is not None
         self._drawn = None
-        if case.strokes is not None:
-            drawn = case.strokes.outside(prepared.mask)
-            if drawn is not None:
-                from crfrefine.refinement.following import channels_of_labels
+        if case.strokes is None or prepared.mask is None:
+            return
+        is_outside = ~prepared.mask[tuple(case.strokes.positions)]
+        if is_outside.any():
+            from crfrefine.refinement.following import channels_of_labels
 
-                self._drawn = drawn.positions
-                # (channels, N), which channels their labels are or belong to
-                self._members = channels_of_labels(case, drawn.labels)
+            drawn = case.strokes.chosen(is_outside)
+            self._drawn = drawn.positions
+            # (channels, N), which channels their labels are or belong to
+            self._members = channels_of_labels(case, drawn.labels)
 
     @property
     def are_any(self) -> bool:

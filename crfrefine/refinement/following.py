@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, MIN_SHARE, Box, count_labels, dilated
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.arrays.strokes import Strokes
 from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.engines.results import label_map
@@ -44,7 +43,7 @@ SHARE_OF_EDGE = 0.25
 NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
 
 
-def draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> None:
+def draw_strokes(prepared: Prepared, case: CaseToRefine) -> None:
     """Edit the channels, and count the voxels that labels gain if volumes are kept."""
     labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
     prepared.labels = labels
@@ -54,7 +53,7 @@ def draw_strokes(prepared: Prepared, case: CaseToRefine, strokes: Strokes) -> No
         prepared.is_probability = False
     are_regions = case.regions is not None
     network: Array = prepared.logits if are_regions else labels
-    edits = plan_edits(case, strokes, prepared.mask, prepared.image_in, network)
+    edits = plan_edits(case, prepared.mask, prepared.image_in, network)
     if not case.is_label_map:
         temperature = case.model.mean_field.temperature
         prepared.notes += edits.find_ruled_out(
@@ -74,14 +73,12 @@ def _count_voxels(logits: Float32, case: CaseToRefine) -> Integers:
     return np.array(count_labels(labels, len(logits)))
 
 
-def draw_strokes_on_tiles(
-    problem: TileProblem, prepared: Prepared, case: CaseToRefine, strokes: Strokes
-) -> None:
+def draw_strokes_on_tiles(problem: TileProblem, prepared: Prepared, case: CaseToRefine) -> None:
     """Edit channels that are not in memory, and count the voxels as `draw_strokes` does."""
     assert prepared.labels is not None
     grid = problem.grid
     network = prepared.labels.reshape(grid.shape)
-    edits = plan_edits(case, strokes, problem.mask, problem.normalized, network)
+    edits = plan_edits(case, problem.mask, problem.normalized, network)
     changed = edits.changed_tiles(grid, len(problem.present))
     # Labels take part where their logits rise, too.
     edited = problem.with_presence(problem.present | changed, problem.may_matter | changed)
@@ -109,7 +106,6 @@ def _count_voxels_on_tiles(problem: TileProblem) -> Integers:
 
 def plan_edits(
     case: CaseToRefine,
-    strokes: Strokes,
     mask: Bool | None,
     normalized: Callable[[Box], Float32],
     network: Array,
@@ -117,8 +113,7 @@ def plan_edits(
     """Return the edits of a case in storage order, whose grid may have further leading axes.
 
     Args:
-        case: the case.
-        strokes: its drawn voxels.
+        case: the case, which has strokes.
         mask: (*grid), True where the model applies; None means everywhere.
         normalized: returns the normalized image of a box, (M, *box).
         network: the network's label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel
@@ -126,7 +121,8 @@ def plan_edits(
     """
     regions = case.regions
     shape = network.shape if regions is None else network.shape[1:]
-    strokes = strokes.within(mask, len(shape))
+    assert case.strokes is not None
+    strokes = case.strokes.within(mask, len(shape))
     positions = strokes.positions
     members = channels_of_labels(case, strokes.labels)
     if regions is None:

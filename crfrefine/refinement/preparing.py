@@ -74,7 +74,7 @@ def prepare(case: CaseToRefine) -> Prepared:
     elif case.strokes is not None:
         from crfrefine.refinement.following import draw_strokes_on_tiles
 
-        draw_strokes_on_tiles(prepared.problem, prepared, case, case.strokes)
+        draw_strokes_on_tiles(prepared.problem, prepared, case)
     return prepared
 
 
@@ -159,7 +159,7 @@ def _plan_channels(prepared: Prepared, largest: float, case: CaseToRefine) -> No
     if case.strokes is not None:
         from crfrefine.refinement.following import draw_strokes
 
-        draw_strokes(prepared, case, case.strokes)
+        draw_strokes(prepared, case)
     has_messages = bool(case.model.kernels.kernels)
     if case.can_leave_out_labels and has_messages:
         plan_array(prepared, mask_box, case, is_interpolated=is_interpolated)
