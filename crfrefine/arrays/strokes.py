@@ -121,10 +121,8 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
         rows.append(np.vstack([strokes.positions, strokes.labels]))
     drawn = np.unique(np.concatenate(rows, axis=1), axis=1)
     positions = drawn[:-1]
-    later = positions[:, 1:]
-    is_repeated = (later == positions[:, :-1]).all(axis=0)
-    repeated = np.unique(later[:, is_repeated], axis=1)
-    contradictions = repeated.T.tolist()
+    places, counts = np.unique(positions, axis=1, return_counts=True)
+    contradictions = places[:, counts > 1].T.tolist()
     if contradictions:
         shown = ", ".join(str(tuple(place)) for place in contradictions[:3])
         count = counted(len(contradictions), "voxel")
