@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -197,13 +197,14 @@ class Plan:
         """
         check_threads(threads)
         backend = get_backend(device, keeps_kernels=True)
-        self._case: dict[str, Any] = {
-            "image": copied(image, "image"),
-            "spacing": deepcopy(spacing),
-            "mask": copied(mask, "mask"),
-            "device": backend,
-            "threads": threads,
-        }
+        self._refine = partial(
+            refine,
+            image=copied(image, "image"),
+            spacing=deepcopy(spacing),
+            mask=copied(mask, "mask"),
+            device=backend,
+            threads=threads,
+        )
         self._one_run = OneCall(
             "this Plan is at work on another run, and serves one at a time; make a Plan for each "
             "thread, or start this run when the other has ended, not from its progress callback",
@@ -227,7 +228,7 @@ class Plan:
         It also raises InputError while the plan is at work on another run.
         """
         with self._one_run:
-            return refine(
+            return self._refine(
                 logits,
                 parameters=parameters,
                 input_type=input_type,
@@ -236,5 +237,4 @@ class Plan:
                 progress=progress,
                 allow_vanishing=allow_vanishing,
                 strokes=strokes,
-                **self._case,
             )
