@@ -45,14 +45,14 @@ NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength ther
 
 def draw_strokes(prepared: Prepared, case: CaseToRefine) -> None:
     """Edit the channels, and count the voxels that labels gain if volumes are kept."""
-    labels = case.decode(prepared.logits) if prepared.labels is None else prepared.labels
-    prepared.labels = labels
+    if prepared.labels is None:
+        prepared.labels = case.decode(prepared.logits)
     prepared.logits = np.array(prepared.logits, order="C")
     if prepared.is_probability:
         take_logarithms(prepared.logits)
         prepared.is_probability = False
     are_regions = case.regions is not None
-    network: Array = prepared.logits if are_regions else labels
+    network: Array = prepared.logits if are_regions else prepared.labels
     edits = plan_edits(case, prepared.mask, prepared.image_in, network)
     if not case.is_label_map:
         temperature = case.model.mean_field.temperature
