@@ -168,8 +168,11 @@ def _is_finite(values: Array) -> bool:
 
 def _holds_whole_numbers(values: Array) -> bool:
     """Return whether all values are whole numbers from 0 up."""
-    # The first plane nearly always tells logits from labels.
-    return all(((plane >= 0) & (plane == np.floor(plane))).all() for plane in values)
+    for plane in values:  # The first one nearly always tells logits from labels.
+        is_whole = (plane >= 0) & (plane == np.floor(plane))
+        if not is_whole.all():
+            return False
+    return True
 
 
 def given_spacing(spacing: ArrayLike, num_dims: int) -> Spacing:
