@@ -30,21 +30,18 @@ def find_blocks(label_map: Labels) -> Spacing | None:
     It is 1 along an axis without blocks, and None if no axis has them. Along an axis from a coarser
     grid labels change only between blocks. (*grid) has up to three axes.
     """
-    num_dims = label_map.ndim
     is_reversed = label_map.flags.fnc  # in memory, as arrays of files are
     stored = label_map.T if is_reversed else label_map
-    volume = stored[(np.newaxis,) * (3 - num_dims)]
-    depth, height, width = volume.shape
     # How many voxels change their label between neighboring planes along each axis.
-    along_z = np.array([np.count_nonzero(above != below) for below, above in pairwise(volume)])
-    along_y = np.zeros(max(height - 1, 0), np.int64)
-    along_x = np.zeros(max(width - 1, 0), np.int64)
-    for start in range(0, depth, _PLANES):
-        planes = volume[start : start + _PLANES]
-        for along, lines in ((along_y, planes), (along_x, planes.swapaxes(1, 2))):
+    changes = [np.array([np.count_nonzero(above != below) for below, above in pairwise(stored)])]
+    changes += [np.zeros(max(size - 1, 0), np.int64) for size in stored.shape[1:]]
+    other_axes = tuple(range(1, stored.ndim - 1))
+    for start in range(0, len(stored), _PLANES):
+        planes = stored[start : start + _PLANES]
+        for axis, along in enumerate(changes[1:], start=1):
+            lines = planes.swapaxes(1, axis)
             is_changed = (lines[:, 1:] != lines[:, :-1]).view(np.uint8)
-            along += is_changed.sum(axis=0, dtype=np.uint8).sum(axis=1, dtype=np.int64)
-    changes = [along_z, along_y, along_x][3 - num_dims :]
+            along += is_changed.sum(axis=0, dtype=np.uint8).sum(axis=other_axes, dtype=np.int64)
     if is_reversed:
         changes.reverse()
     pitch = tuple(_pitch(along) for along in changes)

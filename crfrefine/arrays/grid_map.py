@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Indices
 from crfrefine.base.geometry import GRID_TOLERANCE, nearest_axes
 
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Bool, Float32, Float64, Indices
-
-    # (taps, n) ascending samples of n voxels, and their weights
-    Taps = tuple[Indices, Float32]
+# (taps, n) ascending samples of n voxels, and their weights
+Taps = tuple[Indices, Float32]
 
 # A position so few voxels below a tie or beyond an edge counts as on it: headers keep float32.
 POSITION_TOLERANCE = 1e-4

@@ -49,9 +49,9 @@ def note_on_interpolated(labels: Labels, file: str = "") -> Note | None:
         after = lines[:, 2:]
         is_between = inner > np.minimum(before, after)
         is_between &= inner < np.maximum(before, after)
-        is_any = np.ones(inner.shape, np.bool_)
-        for numbers, voxels in zip(counts, (is_any, inner == after, is_between), strict=True):
-            numbers += np.bincount(inner[voxels], minlength=size)
+        kinds = (inner.reshape(-1), inner[inner == after], inner[is_between])
+        for numbers, values in zip(counts, kinds, strict=True):
+            numbers += np.bincount(values, minlength=size)
     counts = counts[:, 1:]  # without the background
     number, alike, between = counts[:, counts[0] > 0]
     if number.size < _MIN_LABELS:

@@ -55,8 +55,8 @@ def leave_out_nan(
     if uncovered is not None:
         is_nan &= ~uncovered
     num_nan = int(np.count_nonzero(is_nan))
-    if not num_nan:
-        return not_nan, inside, ()
-    share = num_nan / is_nan.size
-    note = NoteKind.NAN_VOXELS(nan=num_nan, voxels=is_nan.size, share=share)
-    return not_nan, inside, (note,)
+    notes: Notes = ()
+    if num_nan:
+        share = num_nan / is_nan.size
+        notes = (NoteKind.NAN_VOXELS(nan=num_nan, voxels=is_nan.size, share=share),)
+    return not_nan, inside, notes

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.grid_map import POSITION_TOLERANCE, GridMap, nearest_sample
+from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.padding import find_padding, find_ties
+from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.limits import run_all
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.base.array_types import Bool, Float32
-
-    Number = TypeVar("Number", bound=np.generic)
+Number = TypeVar("Number", bound=np.generic)
 
 
 class Interpolation:
@@ -183,9 +180,10 @@ def resample_logits(
             channel[padding] = 0.0
     interpolate(grid_map, source, target, threads, is_cubic=is_cubic)
 
-    unseen: Bool = ~grid_map.all_inside().reshape(target.shape[1:])
     tied = None if are_regions else find_ties(target)
-    if padding is not None:
+    if padding is None:
+        unseen: Bool = ~grid_map.all_inside().reshape(target.shape[1:])
+    else:
         has_scores = np.where(padding, np.float32(0), np.float32(1))
         share_of_scores = np.empty(target.shape[1:], np.float32)
         interpolate(grid_map, has_scores, share_of_scores, threads)
