@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from crfrefine.base.array_types import Array
 from crfrefine.base.limits import run_all
-from crfrefine.engines.base import MeanFieldGradients
+from crfrefine.engines.base import Kernels, MeanFieldGradients
 from crfrefine.errors import ExportError
 from crfrefine.layer.crf_model import TENSORS
-
-if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
-    from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.parameters.specs import MeanFieldSpec
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -74,10 +71,10 @@ class MeanField(torch.autograd.Function):
         records = ctx.saved_tensors[: len(grads)]
         tensors = ctx.saved_tensors[len(grads) :]
         needed = ctx.needs_input_grad[2:]
-        groups = zip(_by_item(tensors), _by_item(needed), grads, strict=True)
-        runs = zip(ctx.items, ctx.tapes, records, groups, strict=True)
+        by_item = (_by_item(tensors), _by_item(needed), grads)
+        runs = zip(ctx.items, ctx.tapes, records, *by_item, strict=True)
         jobs = []
-        for (kernels, _), tape, record, (item, wants, grad) in runs:
+        for (kernels, _), tape, record, item, wants, grad in runs:
             # Gradients of parameters go to the device that these are on.
             are_on_cpu = item["weights"].device.type == "cpu"
             goes_to_cpu = are_on_cpu and any(wants[name] for name in TENSORS)

@@ -140,10 +140,8 @@ class TensorPoints:
         self.num_points = points.shape[1]
         _check_finite("features", points)
         # A copy: the kernel is that of the features as they are now.
-        self._built_for = points.detach().clone()
-        self._filter = PointFilter(
-            self._built_for, (self.num_points,), method, None, is_plain=is_plain
-        )
+        copied = points.detach().clone()
+        self._filter = PointFilter(copied, (self.num_points,), method, None, is_plain=is_plain)
         # The kernel is built now, so that errors come from here.
         self.description = self._filter.description
 
@@ -158,8 +156,7 @@ class TensorPoints:
         kernel = self._filter
         if self._features.requires_grad and torch.is_grad_enabled():
             # Gradients go to the caller's tensor; its values may have changed.
-            points = self._inside(self._features)
-            kernel = kernel.with_graph_of(self._built_for + (points - points.detach()))
+            kernel = kernel.with_graph_of(self._inside(self._features))
         elif normalization != "none":
             kernel.keep_sums()
         result = _on_grid(kernel.normalized(sent, normalization), self._places, values.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,8 @@ from crfrefine.base import notices
 from crfrefine.base.array_types import Array
 from crfrefine.base.notes import NoteKind
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend, Kernels
 from crfrefine.errors import BackendUnavailableError, InputError
-
-if TYPE_CHECKING:
-    from crfrefine.engines.base import Backend, Kernels
-
 
 # Share of voxels that are padding, above which a warning reports them.
 _WARNED_SHARE = 0.01
@@ -231,17 +228,23 @@ def without_padding(
     """
     values = logits.detach()
     grid = logits.shape[2:]
-    padding = _padding_among(ties, values)
+    # On the CPU, which judges padding by its shape.
+    padding = torch.zeros(ties.shape, dtype=torch.bool, device="cpu")
     inside = torch.ones_like(padding)
-    for item, item_mask in zip(inside, masks_by_item(mask, len(logits), grid), strict=True):
+    counts = []
+    for index, item_mask in enumerate(masks_by_item(mask, len(logits), grid)):
+        common = values[index, 0].to(compute_dtype(logits)).resolve_neg().cpu().numpy()
+        found = padding_among(ties[index].cpu().numpy(), common, logits.shape[1])
+        if found is not None:
+            padding[index] = torch.from_numpy(found)
         if item_mask is not None:
-            item.copy_(item_mask)
-    counts = [int(item.sum()) for item in inside & padding]
+            inside[index] = item_mask
+        count = int((inside[index] & padding[index]).sum())
+        check_share(count, int(inside[index].sum()), f"the logits of batch item {index}")
+        counts.append(count)
     if not any(counts):
         return logits, mask
 
-    for index, count in enumerate(counts):
-        check_share(count, int(inside[index].sum()), f"the logits of batch item {index}")
     inside &= ~padding
     for index, item in enumerate(kernels or ()):
         if item.num_voxels > int(inside[index].sum()):
@@ -257,21 +260,10 @@ def without_padding(
     if share > _WARNED_SHARE:
         note = NoteKind.PADDING(what=EQUAL_LOGITS, padding=highest, voxels=size, share=share)
         notices.warn(str(note.about(f"batch item {counts.index(highest)}")))
-    is_huge = padding & (values[:, 0].abs() > MAX_SCORE)
+    is_huge = padding.to(values.device) & (values[:, 0].abs() > MAX_SCORE)
     if is_huge.any():
         logits = logits.masked_fill(is_huge.unsqueeze(1), 0.0)
-    return logits, inside
-
-
-def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
-    """Return which of the ties (B, *grid) are padding, as the CPU judges by their shapes."""
-    padding = torch.zeros_like(ties)
-    for index, item in enumerate(ties):
-        common = logits[index, 0].to(compute_dtype(logits)).resolve_neg().cpu().numpy()
-        found = padding_among(item.cpu().numpy(), common, logits.shape[1])
-        if found is not None:
-            padding[index] = torch.from_numpy(found)
-    return padding
+    return logits, inside.to(logits.device)
 
 
 def check_logits(logits: Tensor, masks: ItemMasks) -> None:

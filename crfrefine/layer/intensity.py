@@ -97,8 +97,9 @@ def _normalize(
             width = torch.where(is_constant, 1.0, variance).sqrt()
         else:
             shift, end = _percentiles(inside, numbers)
-            is_constant = (end - shift).detach() <= CONSTANT
-            width = torch.where(is_constant, 1.0, end - shift)
+            width = end - shift
+            is_constant = width.detach() <= CONSTANT
+            width = torch.where(is_constant, 1.0, width)
         channels.append(torch.where(is_constant, 0.0, (channel - shift) / width))
     return torch.stack(channels).to(dtype)
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crfrefine.base.limits import check_threads
+from crfrefine.engines.base import Kernels
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, inputs
 from crfrefine.layer.crf_model import Values
@@ -21,11 +23,6 @@ from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters, MeanFieldParameters
 from crfrefine.parameters.specs import MeanFieldSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from crfrefine.engines.base import Kernels
 
 # Log-probabilities are raised to this (1e-35), since the engine takes only finite logits.
 _LEAST = -80.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.base import notices
+from crfrefine.engines.base import Kernels
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
 from crfrefine.layer.crf_model import CrfModel, make_model
@@ -20,9 +21,6 @@ from crfrefine.layer.inputs import Mask, Spacing
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 from crfrefine.parameters.sections import MeanFieldParameters
-
-if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
 
 
 class CrfRnn(CrfValues):
@@ -151,7 +149,8 @@ class CrfRnn(CrfValues):
         saves a wait for a GPU, NaN and infinity are not looked for.
         """
         self._check_batch(logits, image)
-        spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
+        if kernels is None:
+            spacing = self._known_spacing(spacing)
         if threads is None:
             threads = self.threads
         return functional.refine_batch(

@@ -96,12 +96,15 @@ class PointFilter:
         return self(ones).clamp(min=TINY)
 
     def with_graph_of(self, features: Tensor) -> PointFilter:
-        """Return the same kernel for features of the same values, which gradients go to."""
+        """Return the same kernel, whose gradients go to other features (D, N).
+
+        Their values do not matter: they may have changed since the kernel was built.
+        """
         same = copy(self)
-        same._features = features
+        same._features = self._features + (features - features.detach())
         same._sums = None
         if self._engine is None:
-            same._in_operations = tensor_kernel(features.T, self._method)
+            same._in_operations = tensor_kernel(same._features.T, self._method)
         return same
 
     @property
@@ -147,9 +150,8 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to values and features."""
-        tensors = (grad, *ctx.saved_tensors)
-        wanted = ctx.needs_input_grad[:2]
-        grads = _Gradients.apply(*tensors, ctx.kernel, *wanted)  # type: ignore[no-untyped-call]
+        arguments = (grad, *ctx.saved_tensors, ctx.kernel, ctx.needs_input_grad[0])
+        grads = _Gradients.apply(*arguments)  # type: ignore[no-untyped-call]
         return *grads, None
 
     @staticmethod
@@ -178,16 +180,15 @@ class _Gradients(torch.autograd.Function):
         features: Tensor | None,
         kernel: PointFilter,
         wants_values: bool,
-        wants_features: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients that are wanted."""
+        """Return the gradients; that of the features is wanted if the values were saved."""
         built = kernel.built(features)
         by_output = to_array(grad)
         by_values = None
         by_features = None
         if wants_values:
             by_values = to_own_tensor(built.apply(by_output, transposed=True))
-        if wants_features and values is not None:
+        if values is not None:
             by_features = to_own_tensor(built.feature_gradient(by_output, to_array(values)))
         return by_values, by_features
 

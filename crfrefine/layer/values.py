@@ -119,7 +119,7 @@ class CrfValues(LearnedGroups):
             self._make_kernels(kind)
         (temperature,) = forms.TEMPERATURE.hold([settings.temperature], "mean_field.temperature")
         self.log_temperature = _parameter(temperature)
-        self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
+        self._make_compatibility(compatibility, symmetric_compatibility)
         self.raw_bias = _parameter(
             forms.BIAS.hold(settings.spread({"label": num_labels})["bias"], "mean_field.bias")
         )
@@ -175,9 +175,8 @@ class CrfValues(LearnedGroups):
                 parameter = _parameter(rows if kind == "bilateral" else rows[0], dtype)
             self.register_parameter(name, parameter)
 
-    def _make_compatibility(
-        self, start: CompatibilityParameters, kind: str, symmetric: bool | None
-    ) -> None:
+    def _make_compatibility(self, kind: str, symmetric: bool | None) -> None:
+        start = self._start.compatibility
         matrix = torch.from_numpy(start.penalties(self.num_labels))
         # Potts has no place for other penalties.
         kinds = ("full", "potts") if start.kind == "potts" else ("full",)
