@@ -172,8 +172,6 @@ STAGES = ((6.0, 2), (2.0, 8))
 # Where a label takes part, and its logits there: rows of an array of voxels, as a slice or (m,)
 # numbers, and (m, voxels of a row), or (m,) if a row is a voxel.
 _Member = tuple[Any, Float32]
-# The labels, and their logits, of the first voxels, one of each voxel.
-_Layer = tuple[NDArray[np.int16], Float32]
 
 
 def matching_bias(
@@ -191,25 +189,26 @@ def matching_bias(
         # Each layer has the voxels with more labels than there are layers before.
         lengths = [np.count_nonzero(counts > number) for number in range(counts.max(initial=0))]
         begins = np.cumsum([0, *lengths])
-        all_labels = np.empty(begins[-1], np.int16)
-        all_logits = np.empty(begins[-1], np.float32)
-        num_before = np.zeros(len(counts), np.int32)
-        for label, (places, logits) in enumerate(members):
-            slots = begins[num_before[places]] + places
-            all_labels[slots] = label
-            all_logits[slots] = logits
+        biased = np.empty(begins[-1], np.float32)  # logits, bias included, layer after layer
+        num_before = np.zeros(len(counts), np.int16)
+        layers_of_members = []
+        for places, logits in members:
+            layer = num_before[places]
+            biased[begins[layer] + places] = logits
             num_before[places] += 1
-        layers = []
-        for begin, end in pairwise(begins.tolist()):
-            layers.append((all_labels[begin:end], all_logits[begin:end]))
+            layers_of_members.append(layer)
+        layers = [biased[begin:end] for begin, end in pairwise(begins.tolist())]
 
         change = np.zeros(len(members), np.float32)
         for _ in range(num_rounds):
             for label, (places, logits) in enumerate(members):
                 if label == 0 or not len(places):  # The background gets the rest.
                     continue
-                distances = _best_others(label, places, layers, change) - logits
+                slots = begins[layers_of_members[label]] + places
+                biased[slots] = -np.inf
+                distances = _best(places, layers) - logits
                 change[label] = _threshold(distances, int(wanted[label]), limit)
+                biased[slots] = logits + change[label]
 
         entries = []
         for (places, logits), rise in zip(members, change, strict=True):
@@ -277,19 +276,14 @@ def _open(
     return members, counts[order], wanted
 
 
-def _best_others(
-    label: int, places: NDArray[np.int32], layers: Sequence[_Layer], bias: Float32
-) -> Float32:
-    """Return the best logit, bias included, of the other labels at some ascending places."""
-    others = np.full(len(places), -np.inf, np.float32)
-    for layer_labels, layer_logits in layers:
-        in_layer = places[: np.searchsorted(places, len(layer_labels))]
-        labels = layer_labels[in_layer]
-        biased = layer_logits[in_layer] + bias[labels]
-        biased[labels == label] = -np.inf
-        best = others[: len(in_layer)]
-        np.maximum(best, biased, out=best)
-    return others
+def _best(places: NDArray[np.int32], layers: Sequence[Float32]) -> Float32:
+    """Return the largest number of any layer at each of some ascending places."""
+    largest = np.full(len(places), -np.inf, np.float32)
+    for layer in layers:
+        in_layer = places[: np.searchsorted(places, len(layer))]
+        best = largest[: len(in_layer)]
+        np.maximum(best, layer[in_layer], out=best)
+    return largest
 
 
 def _threshold(distances: Float32, wanted: int, limit: float) -> float:
