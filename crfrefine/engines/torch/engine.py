@@ -32,11 +32,11 @@ from crfrefine.engines.base import (
 )
 from crfrefine.engines.choices import exact_or_lattice
 from crfrefine.engines.torch.filters import (
-    SUMS,
     Filter,
     Lattice,
     dense_filter,
     normalized,
+    spatial_sum,
 )
 from crfrefine.engines.torch.mean_field import Inputs, divided, mean_field
 from crfrefine.engines.volumes import volume_part
@@ -216,8 +216,8 @@ class TorchKernels:
             if progress is not None:
                 progress("build", number, len(thetas))
             text = "exact"
-            if kernel.kind in SUMS:
-                plain = SUMS[kernel.kind](self.inside, self._distances, theta, intensities)
+            if kernel.kind == "spatial":
+                plain = spatial_sum(self.inside, self._distances, theta)
             else:
                 above_lowest = intensities - intensities.detach().amin(0)
                 features = torch.cat([above_lowest, self._positions], dim=1) / theta

@@ -46,10 +46,12 @@ def _distances(points: Tensor) -> Tensor:
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def spatial_sum(
-    inside: Tensor, steps: Sequence[float], theta: Tensor, intensities: Tensor
-) -> Filter:
-    """Return the Gaussian of position on the grid, axis by axis, with zeros outside; see `SUMS`."""
+def spatial_sum(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Filter:
+    """Return the Gaussian of position on the grid, axis by axis, with zeros outside.
+
+    It is made from the mask, (*grid), the steps between voxels along each axis in the unit of the
+    bandwidths, and the bandwidths, (axes).
+    """
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
         index = torch.arange(extent, device=theta.device, dtype=theta.dtype)
@@ -66,14 +68,6 @@ def spatial_sum(
         return grid[inside]
 
     return apply
-
-
-# Kinds of kernels that are exact sums here, by their names. They are made from the mask, (*grid),
-# the steps between voxels along each axis in the unit of the bandwidths, the bandwidths, those of
-# intensity first, and intensities (N, M).
-SUMS: dict[str, Callable[[Tensor, Sequence[float], Tensor, Tensor], Filter]] = {
-    "spatial": spatial_sum
-}
 
 
 def normalized(kernel: Filter, like: Tensor, normalization: str) -> Filter:
