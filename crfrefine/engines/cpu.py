@@ -99,9 +99,7 @@ class CpuBackend(Backend):
             with self._one_run:
                 if not self._keeps(image, model.kernels, context.threads):
                     self._kept = None  # The old kernels are freed before new ones are built.
-                    built = CpuKernels(image, model.kernels, context)
-                    self._kept = (built, image, context.threads)
-                    del built
+                    self._kept = (CpuKernels(image, model.kernels, context), image, context.threads)
                 assert self._kept is not None
                 try:
                     return run_model(self._kept[0], logits, model, context)
@@ -343,12 +341,10 @@ def _import_level(level: str) -> Any:
     this_module = Path(__file__).read_bytes()
     for entry in sys.path:
         package = Path(entry, "crfrefine")
-        if not any(package.glob(f"_engine_{level}.*")):
-            continue
-        if (package / "engines" / "cpu.py").read_bytes() != this_module:
-            continue
         spec = PathFinder.find_spec(name, [str(package)])
-        if spec is not None and spec.loader is not None:
+        if spec is None or spec.loader is None:
+            continue
+        if (package / "engines" / "cpu.py").read_bytes() == this_module:
             engine = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(engine)
             sys.modules[name] = engine
