@@ -19,8 +19,7 @@ from crfrefine.engines.cuda.rows import (
     Room,
     Sums,
     fill_rows,
-    num_row_groups,
-    row_width,
+    shape_of_rows,
     upload_float32,
 )
 from crfrefine.engines.cuda.volume import VolumeBackward
@@ -56,20 +55,22 @@ class Backward:
         self._weights = upload_float32(self._device, self._spec.weights)
         self._compatibility = upload_float32(self._device, self._spec.compatibility)
         self._sums = Sums(voxels.device)
-        # Of messages and gradients with respect to x, a set for each kernel.
-        self._products = Products(
-            self._sums, num_labels, num_labels, num_voxels, num_sets=len(kernels)
-        )
         xp = self._device.xp
+        # (label, voxel) gradients with respect to x and to the first x, and the messages.
+        of_labels = (num_labels, num_voxels)
+        self._by_x = xp.empty(of_labels, dtype=np.float32)
+        self._by_start = xp.zeros(of_labels, dtype=np.float32)
+        self._messages = xp.empty(of_labels, dtype=np.float32)
+        # Of messages and gradients with respect to x, a set for each kernel.
+        self._products = Products(self._sums, self._messages, self._by_x, num_sets=len(kernels))
         self._by_intensity = None
         if wants_image:
             self._by_intensity = xp.zeros((len(voxels.image), num_voxels), dtype=np.float32)
 
         # Rows of the marginals, of the gradients with respect to messages and to marginals, and of
         # the filtered first two.
-        width = row_width(num_labels - 1)
-        shape = (num_row_groups(num_labels - 1), num_voxels, width)
-        self._constants = {"CRF_WIDTH": width}
+        shape = shape_of_rows(num_labels - 1, num_voxels)
+        self._constants = {"CRF_WIDTH": shape[-1]}
         rows = xp.zeros((4, *shape), dtype=np.float32)
         self._marginals, self._by_message, self._by_marginals, self._filtered_back = rows
         self._filtered = xp.empty(shape, dtype=np.float32)
@@ -90,12 +91,6 @@ class Backward:
                 )
             self._moments.append(moments)
         self._num_features = sum(len(moments.thetas) for moments in self._moments if moments)
-
-        # (label, voxel) gradients with respect to x and to the first x, and the messages.
-        of_labels = (num_labels, num_voxels)
-        self._by_x = xp.empty(of_labels, dtype=np.float32)
-        self._by_start = xp.zeros(of_labels, dtype=np.float32)
-        self._messages = xp.empty(of_labels, dtype=np.float32)
 
     def run(
         self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None
@@ -126,7 +121,7 @@ class Backward:
                 by_start=self._by_start,
             )
         del self._marginals, self._by_message, self._by_marginals
-        del self._filtered_back, self._messages
+        del self._filtered_back, self._messages, self._products
 
         for number, moments in enumerate(self._moments):
             if moments is not None:
@@ -183,23 +178,20 @@ class Backward:
             adds=number > 0,
             messages=self._messages,
         )
-        self._products.add(self._messages, self._by_x, number=number)
+        self._products.add(number)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
         """Return the gradient with respect to the logits; add its sums for bias and temperature."""
         inverse = np.float32(1.0) / np.float32(self._spec.temperature)
         self._by_start += self._by_x
         self._by_start *= inverse
-        bias_sums = Products(self._sums, self._num_labels, 1, self._voxels.num_voxels)
-        bias_sums.add(self._by_start, None)
+        Products(self._sums, self._by_start, None).add()
         by_logits = by_out * inverse
         self._voxels.scatter(self._by_start, by_logits)
         # A logit of minus infinity has no gradient except for rounding, and is left out.
         xp = self._device.xp
         finite = xp.where(xp.isfinite(logits), logits, np.float32(0.0))
-        row = by_logits.reshape(1, -1)
-        temperature_sums = Products(self._sums, 1, 1, by_out.size)
-        temperature_sums.add(row, finite.reshape(1, -1))
+        Products(self._sums, by_logits.reshape(1, -1), finite.reshape(1, -1)).add()
         return by_logits
 
     def _gradients(
@@ -214,7 +206,6 @@ class Backward:
         spec = self._spec
         num_kernels = len(self._kernels)
         num_labels = self._num_labels
-        bias = None if spec.bias is None else upload_float32(device, spec.bias)
         # The number of the sum of each bandwidth's gradient; -1 where that is not wanted, or the
         # axis has one voxel.
         thetas: list[float] = []
@@ -222,8 +213,8 @@ class Backward:
         for kernel in self._kernel_set.kernels:
             thetas += kernel.theta
             has_sum += [True] * len(kernel.theta_intensity)
-            for axis in range(len(kernel.theta_position)):
-                has_sum.append(axis in self._voxels.source_axis)
+            axes = range(len(kernel.theta_position))
+            has_sum += [axis in self._voxels.source_axis for axis in axes]
         sources = np.where(has_sum, np.cumsum(has_sum) - 1, -1)
         if not self._wants_theta:
             sources[:] = -1
@@ -240,7 +231,7 @@ class Backward:
             num_features=self._num_features,
             weights=self._weights,
             compatibility=self._compatibility,
-            bias=bias,
+            bias=upload_float32(device, spec.bias),
             temperature=spec.temperature,
             num_thetas=len(thetas),
             sources=device.upload(sources.astype(np.int32)),

@@ -13,8 +13,8 @@ import numpy as np
 from crfrefine.base.numerics import RADIUS_MARGIN, TRUNCATION_RADIUS
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import MAX_WIDTH, row_constants, upload_float32
-from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
+from crfrefine.engines.cuda.rows import MAX_WIDTH, upload_float32
+from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels, strides_of
 from crfrefine.errors import CapacityError
 
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
@@ -56,9 +56,17 @@ class Filter(ABC):
         return None
 
     def apply(
-        self, values: Any, sent: Any, out: Any, *, received: Any = None, transposed: bool = False
+        self,
+        values: Any,
+        sent: Any,
+        out: Any,
+        *,
+        received: Any = None,
+        weights: Any = None,
+        adds: bool = False,
+        transposed: bool = False,
     ) -> None:
-        """Replace `out` by received * K (sent * values).
+        """Replace `out` by weights * received * K (sent * values), or with `adds` add to it.
 
         The transpose of K differs only for the lattice. All arrays are float32 on the device.
 
@@ -67,24 +75,25 @@ class Filter(ABC):
             sent: (voxel) factors of the values; None means ones.
             out: (group, voxel, width).
             received: (voxel) factors of the results; None means ones.
+            weights: (group, width) factors of the results; None means ones.
+            adds: whether the results are added to `out`.
             transposed: whether to apply the transpose of K.
         """
-        for group, result in zip(values, out, strict=True):
-            output = {
-                "received": received,
-                "channel_weight": self._ones,
-                "sum": result,
-                "adds": False,
-            }
+        if weights is None:
+            weights = [self._ones] * len(values)
+        for group, weight, result in zip(values, weights, out, strict=True):
+            output = {"received": received, "channel_weight": weight, "sum": result, "adds": adds}
             self.filter_group(group, sent, output, transposed=transposed)
 
     def normalize(self, voxels: Voxels, normalization: str) -> None:
         """Compute the normalization, "symmetric", "after" or "none"; only callers apply it."""
-        if normalization == "symmetric":
-            self.scale, self.ones = self.normalization(voxels, is_symmetric=True)
+        if normalization == "none":
+            return
+        is_symmetric = normalization == "symmetric"
+        self.scale, self.ones = self.normalization(voxels, is_symmetric=is_symmetric)
+        if is_symmetric:
             self.sent_scale = self.scale
-        elif normalization == "after":
-            self.scale, _ = self.normalization(voxels, is_symmetric=False)
+        else:
             self.ones = voxels.ones.reshape(-1)  # D^-1 K 1 = 1
 
     def normalization(self, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
@@ -154,7 +163,7 @@ class DirectFilter(Filter):
         self.device.launch(
             "direct",
             self._kernel,
-            row_constants(group, CRF_FEATURES=len(self._features)),
+            {"CRF_WIDTH": group.shape[1], "CRF_FEATURES": len(self._features)},
             num_points,
             features=self._features,
             num_voxels=num_points,
@@ -197,13 +206,11 @@ def truncated_filter(bilateral: BilateralInput) -> DirectFilter:
     # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the
     # next one.
     padded = np.add(voxels.box_shape, radius).tolist()
-    strides = [math.prod(padded[axis:]) for axis in range(1, len(padded) + 1)]
+    strides = strides_of(padded)
     padding_before = int(np.dot(radius, strides))
 
     device = voxels.device
     index = voxels.linear_index(padded) + padding_before
-    number = device.xp.full(math.prod(padded) + 2 * padding_before, -1, dtype=np.int32)
-    number[index] = device.xp.arange(voxels.num_voxels, dtype=np.int32)
     offsets, squared = _window(bilateral, radius, strides)
     exponents = _HALF_LOG2E * squared  # minus log2 of the weights
     return DirectFilter(
@@ -211,7 +218,7 @@ def truncated_filter(bilateral: BilateralInput) -> DirectFilter:
         "filter_window",
         bilateral.features[: len(bilateral.theta_intensity)],
         f"truncated ({len(offsets) // 2} pairs per voxel)",
-        number=number,
+        number=voxels.numbers_at(index, math.prod(padded) + 2 * padding_before),
         index=index,
         offset=device.upload(offsets),
         distance=upload_float32(device, exponents),

@@ -17,7 +17,7 @@ from crfrefine.engines.cuda.filters import (
     window_radius,
 )
 from crfrefine.engines.cuda.lattice import Lattice
-from crfrefine.engines.cuda.rows import num_row_groups, row_width
+from crfrefine.engines.cuda.rows import shape_of_rows
 from crfrefine.engines.cuda.simplices import Simplices, estimated_vertices
 from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -31,8 +31,8 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     It is the direct sum that is less work, or the lattice if that is clearly less, and possible.
     """
     num_voxels = bilateral.voxels.num_voxels
-    width = row_width(num_channels)
-    filterings = num_filterings * num_row_groups(num_channels) + 2
+    num_groups, _, width = shape_of_rows(num_channels, num_voxels)
+    filterings = num_filterings * num_groups + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
     per_pair = pair_operations(bilateral.num_features, width)
     per_neighbor = pair_operations(len(bilateral.theta_intensity), width)

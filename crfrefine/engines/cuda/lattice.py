@@ -13,7 +13,7 @@ import numpy as np
 
 from crfrefine.engines.cuda.filters import FeatureSource, Filter
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants
+from crfrefine.engines.cuda.rows import Room, ceil_divide
 from crfrefine.engines.cuda.simplices import (
     SLOTS_OF_BLOCK,
     THREADS,
@@ -246,7 +246,7 @@ class Lattice(Filter):
         self.device.launch(
             "lattice",
             "slice_values",
-            row_constants(group, CRF_THREADS=THREADS),
+            {"CRF_WIDTH": group.shape[1], "CRF_THREADS": THREADS},
             num_voxels,
             num_voxels=num_voxels,
             **self._blurred(group, sent, transposed=transposed),
@@ -258,7 +258,7 @@ class Lattice(Filter):
         width = group.shape[1]
         num_vertices = self.num_vertices
         rows, blurred = self._rows.array(2, num_vertices, width)
-        constants = row_constants(group, CRF_THREADS=THREADS)
+        constants = {"CRF_WIDTH": width, "CRF_THREADS": THREADS}
 
         self.device.launch(
             "lattice",

@@ -18,8 +18,7 @@ from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import (
     add_up,
     from_rows,
-    num_row_groups,
-    row_width,
+    shape_of_rows,
     to_rows,
     upload_float32,
 )
@@ -95,18 +94,17 @@ class MeanFieldRun:
         xp = voxels.device.xp
         num_channels = spec.num_channels
         num_voxels = voxels.num_voxels
-        width = row_width(num_channels)
+        shape = shape_of_rows(num_channels, num_voxels)
         self._voxels = voxels
         self._spec = spec
         self._logits = logits
         self._constants = {
             "CRF_LABELS": len(logits),
             "CRF_CHANNELS": num_channels,
-            "CRF_WIDTH": width,
+            "CRF_WIDTH": shape[-1],
         }
         self._upload_model(kernels)
 
-        shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
         self._messages: Any = None  # the sum of those that kernels have added
         self._endings = _NO_ENDINGS  # of the filters whose last pass `update` does
@@ -150,9 +148,7 @@ class MeanFieldRun:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = upload_float32(device, spec.compatibility)
         self._inverse_temperature = np.float32(1.0) / np.float32(spec.temperature)
-        self._bias = None
-        if spec.bias is not None:
-            self._bias = upload_float32(device, spec.bias)
+        self._bias = upload_float32(device, spec.bias)
 
     def take_steps(self, progress: Progress | None = None) -> None:
         """Take all steps, or until no further one is needed; callers do this once per object.
@@ -223,15 +219,14 @@ class MeanFieldRun:
             adds = self._messages is not None
             if not adds:
                 self._messages = self._voxels.device.xp.empty_like(self._marginals)
-            groups = zip(self._marginals, weight, self._messages, strict=True)
-            for group, weight_of_group, messages in groups:
-                output = {
-                    "received": kernel.scale,
-                    "channel_weight": weight_of_group,
-                    "sum": messages,
-                    "adds": adds,
-                }
-                kernel.filter_group(group, kernel.sent_scale, output)
+            kernel.apply(
+                self._marginals,
+                kernel.sent_scale,
+                self._messages,
+                received=kernel.scale,
+                weights=weight,
+                adds=adds,
+            )
 
     def _update(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
-from crfrefine.engines.cuda.rows import Room, Sums, row_constants, row_width, sum_threads
+from crfrefine.engines.cuda.rows import Room, Sums, row_width, sum_threads
 from crfrefine.engines.cuda.spatial import SpatialFilter
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSpec
@@ -34,18 +34,26 @@ class FeatureProducts:
 
     Attributes:
         columns: (feature, voxel), features over theta.
-        inverse_theta: (feature) float64 on the device, what gradients are multiplied by.
+        gradient: arguments of `add_columns` and `add_squares` for the gradient of the features.
     """
 
-    def __init__(self, kernel: Filter, columns: Any, thetas: Any, room: Room) -> None:
+    def __init__(
+        self, kernel: Filter, columns: Any, thetas: Any, by_feature: Any, room: Room
+    ) -> None:
         """Take the (feature, voxel) columns, features over theta.
 
-        `thetas` are the bandwidths that gradients of features are divided by, (feature).
+        `thetas` are the bandwidths that gradients of features are divided by, (feature), and
+        `by_feature`, (feature, voxel), is their gradient, to which `add` adds. It may have fewer
+        features; None means that it is not asked for.
         """
         self._device = kernel.device
         self._kernel = kernel
         self.columns = columns
-        self.inverse_theta = self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
+        self.gradient: Arguments = {
+            "inverse_theta": self._device.upload(1.0 / np.asarray(thetas, dtype=np.float64)),
+            "num_modalities": 0 if by_feature is None else len(by_feature),
+            "by_image": by_feature,
+        }
         self._room = room
 
     def add(
@@ -54,17 +62,16 @@ class FeatureProducts:
         num_features: int,
         *,
         sums: Any = None,
-        by_feature: Any = None,
         transposed: bool = False,
     ) -> None:
         """Filter the products of a pair's values with the first features, and add the results.
+
+        To the gradient of the features u K (x v) / theta is added.
 
         Args:
             pair: the values that are sent and those that receive.
             num_features: the number of first features that count.
             sums: (feature, thread), to which -2 u K (x v) x is added; None: no sums.
-            by_feature: (feature, voxel), to which u K (x v) / theta is added; it may have fewer
-                features. None: not asked for.
             transposed: whether to filter with the transpose.
         """
         num_voxels = self.columns.shape[1]
@@ -73,7 +80,7 @@ class FeatureProducts:
         while width > 1 and 2 * width * num_voxels > _PRODUCTS:
             width //= 2  # narrow rows take less memory
         rows, filtered = self._room.array(2, 1, num_voxels, width)
-        constants = row_constants(rows)
+        constants = {"CRF_WIDTH": width}
         num_threads = sum_threads(num_voxels)
         for first in range(0, num_channels, width):
             columns: Arguments = {
@@ -107,9 +114,7 @@ class FeatureProducts:
                 **columns,
                 num_threads=num_threads,
                 partial=sums,
-                inverse_theta=self.inverse_theta,
-                num_modalities=0 if by_feature is None else len(by_feature),
-                by_image=by_feature,
+                **self.gradient,
             )
 
 
@@ -156,9 +161,9 @@ class Moments:
         self._num_modalities = len(intensity)
         self._wants_theta = wants_theta
         self._room = room
-        self._by_image = None
-        if by_image is not None and intensity:
-            self._by_image = by_image[: len(intensity)]
+        self._wants_image = by_image is not None
+        if by_image is not None:
+            by_image = by_image[: len(intensity)]
         self._num_threads = sum_threads(voxels.num_voxels)
         self._partial = sums.reserve(len(self.thetas), self._num_threads)
 
@@ -168,7 +173,8 @@ class Moments:
         if isinstance(kernel, SpatialFilter):
             self._slopes = kernel.slopes()
         else:
-            self._products = FeatureProducts(kernel, self._centered_features(), self.thetas, room)
+            columns = self._centered_features()
+            self._products = FeatureProducts(kernel, columns, self.thetas, by_image, room)
 
         self.by_received = None
         self.by_sent = None
@@ -252,9 +258,7 @@ class Moments:
             num_features=num_features,
             num_threads=self._num_threads,
             partial=self._partial,
-            num_modalities=0 if self._by_image is None else len(self._by_image),
-            inverse_theta=products.inverse_theta,
-            by_image=self._by_image,
+            **products.gradient,
         )
 
     def add_pair(self, pair: Pair) -> None:
@@ -265,7 +269,7 @@ class Moments:
             self._device.launch(
                 "moments",
                 "add_moments",
-                row_constants(rows),
+                {"CRF_WIDTH": rows.shape[-1]},
                 self._num_threads,
                 filtered=rows,
                 other=pair.other,
@@ -277,14 +281,10 @@ class Moments:
             )
         if self._products is None:
             return
-        by_image = self._by_image
         if self._wants_theta:
-            num_features = len(self.thetas)
-            self._products.add(pair, num_features, sums=self._partial, by_feature=by_image)
+            self._products.add(pair, len(self.thetas), sums=self._partial)
         else:  # The image's gradient alone is wanted.
-            self._products.add(pair, self._num_modalities, by_feature=by_image)
-        if by_image is not None:
+            self._products.add(pair, self._num_modalities)
+        if self._wants_image:
             exchanged = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
-            self._products.add(
-                exchanged, self._num_modalities, by_feature=by_image, transposed=True
-            )
+            self._products.add(exchanged, self._num_modalities, transposed=True)

@@ -84,14 +84,14 @@ class CudaPoints:
             middle = upload_float32(self.device, np.multiply(self.spans, 0.5))
             columns = self.features - middle[:, None]
             unit = np.ones(self.num_features)
-            products = FeatureProducts(self._filter, columns, unit, Room(xp))
             gradient = xp.zeros_like(columns)
+            products = FeatureProducts(self._filter, columns, unit, gradient, Room(xp))
             squares = xp.zeros(self.num_points, dtype=np.float32)
             pair = [to_rows(xp, self.device.upload(values)) for values in (left, right)]
             for transposed in (False, True):
                 other, sent = pair[::-1] if transposed else pair
                 both = Pair(sent, None, other, None, len(left))
-                products.add(both, self.num_features, by_feature=gradient, transposed=transposed)
+                products.add(both, self.num_features, transposed=transposed)
                 filtered = xp.empty_like(sent)
                 self._filter.apply(sent, None, filtered, transposed=transposed)
                 squares += (other * filtered).sum(axis=(0, 2))

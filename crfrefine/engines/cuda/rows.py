@@ -6,6 +6,7 @@ Sums stay on the device until they are asked for.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ def row_width(num_channels: int) -> int:
     return MAX_WIDTH
 
 
-def num_row_groups(num_channels: int) -> int:
-    """Return the number of rows for so many channels; the last row may be filled in part."""
-    return ceil_divide(num_channels, row_width(num_channels))
+def shape_of_rows(num_channels: int, num_voxels: int) -> tuple[int, int, int]:
+    """Return (group, voxel, width) of so many channels; the last group may be filled in part."""
+    width = row_width(num_channels)
+    return ceil_divide(num_channels, width), num_voxels, width
 
 
 def ceil_divide(count: int, size: int) -> int:
@@ -33,39 +35,38 @@ def ceil_divide(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def row_constants(rows: Any, **others: int) -> dict[str, int]:
-    """Return the constants of kernels for (group, voxel, width) values, with others by name."""
-    return {"CRF_WIDTH": rows.shape[-1], **others}
-
-
 def upload_float32(device: CupyDevice, values: Any) -> Any:
-    """Return numbers of the host on the device, in single precision."""
+    """Return numbers of the host on the device, in single precision; None if there are none."""
+    if values is None:
+        return None
     return device.upload(np.asarray(values, dtype=np.float32))
 
 
 def to_rows(xp: Any, channels: Any) -> Any:
     """Return (channel, voxel) values as rows, (group, voxel, width), filled up with zeros."""
-    num_channels, num_voxels = channels.shape
-    width = row_width(num_channels)
-    rows = xp.zeros((num_row_groups(num_channels), num_voxels, width), dtype=np.float32)
+    rows = xp.zeros(shape_of_rows(*channels.shape), dtype=np.float32)
     fill_rows(channels, rows)
     return rows
 
 
-def fill_rows(channels: Any, rows: Any) -> None:
-    """Copy (channel, voxel) values into rows, (group, voxel, width)."""
+def _in_groups(channels: Any, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the channels of each group, and their places in its rows, both (channel, voxel)."""
     width = rows.shape[2]
     for number, group in enumerate(rows):
-        own = channels[number * width : (number + 1) * width]
-        group[:, : len(own)] = own.T
+        of_group = channels[number * width : (number + 1) * width]
+        yield of_group, group[:, : len(of_group)].T
+
+
+def fill_rows(channels: Any, rows: Any) -> None:
+    """Copy (channel, voxel) values into rows, (group, voxel, width)."""
+    for of_group, places in _in_groups(channels, rows):
+        places[...] = of_group
 
 
 def from_rows(rows: Any, channels: Any) -> None:
     """Copy rows, (group, voxel, width), into (channel, voxel) values."""
-    width = rows.shape[2]
-    for number, group in enumerate(rows):
-        own = channels[number * width : (number + 1) * width]
-        own[...] = group[:, : len(own)].T
+    for of_group, places in _in_groups(channels, rows):
+        of_group[...] = places
 
 
 class Room:
@@ -143,15 +144,21 @@ class Sums:
 class Products:
     """Sums over the voxels of the products of each row of one array with each row of another.
 
-    They are the sums of one or more sets of arrays of the same sizes, which one launch adds up. The
-    parts, of `Sums`, have what each thread has added so far, (set, pair of rows, thread).
+    They are the sums of one or more sets, for each of which the arrays have other values, and which
+    one launch adds up. The parts, of `Sums`, have what each thread has added so far, (set, pair of
+    rows, thread).
     """
 
     def __init__(
-        self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, *, num_sets: int = 1
+        self, sums: Sums, rows: Any, others: Any, part: Any = None, *, num_sets: int = 1
     ) -> None:
+        """Take the (row, voxel) numbers `rows` and `others`, where None means ones.
+
+        Only voxels where `part`, (voxel) uint8, is 1 count; None means all.
+        """
         self._device = sums.device
-        self._num_voxels = num_voxels
+        num_rows, num_voxels = rows.shape
+        num_others = 1 if others is None else len(others)
         num_pairs = num_rows * num_others
         tile = _PAIR_THREADS  # voxels whose rows a block shares at a time
         while tile > 1 and (num_rows + num_others) * (tile + 1) > _SHARED_VALUES:
@@ -167,22 +174,16 @@ class Products:
         num_parts = self._num_blocks * num_slices
         parts = sums.reserve(num_sets * num_pairs, num_parts)
         self._parts = parts.reshape(num_sets, num_pairs, num_parts)
+        self._arrays = {"rows": rows, "others": others, "part": part, "num_voxels": num_voxels}
 
-    def add(self, rows: Any, others: Any, part: Any = None, *, number: int = 0) -> None:
-        """Add the products of the (row, voxel) numbers `rows` and `others`, where None means ones.
-
-        They are added to the set of this number. Only voxels where `part`, (voxel) uint8, is 1
-        count; None means all.
-        """
+    def add(self, number: int = 0) -> None:
+        """Add the products of the present values to the set of this number."""
         self._device.launch(
             "products",
             "add_products",
             self._constants,
             self._num_blocks,
-            rows=rows,
-            others=others,
-            part=part,
-            num_voxels=self._num_voxels,
+            **self._arrays,
             num_blocks=self._num_blocks,
             sums=self._parts[number],
         )

@@ -14,7 +14,7 @@ from crfrefine.base.numerics import SPATIAL_RADIUS
 from crfrefine.engines.cuda.filters import Filter
 from crfrefine.engines.cuda.launches import Arguments
 from crfrefine.engines.cuda.rows import Room, ceil_divide, upload_float32
-from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.cuda.voxels import Voxels, strides_of
 
 # A tile of `filter_planes`: its places, and how far its rows may reach. With rows of 8 channels a
 # block shares 48 KiB, as much as it can.
@@ -89,11 +89,11 @@ class SpatialFilter(Filter):
         # taps are its (distance) weights on the device.
         self._axes: list[Arguments] = []
         self._taps: list[tuple[Float64, Float64]] = []  # of each axis, as of `spatial_taps`
-        axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
-        for number, (theta, step, extent) in enumerate(axes):
+        strides = strides_of(voxels.box_shape)
+        axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strides, strict=True)
+        for theta, step, extent, stride in axes:
             weights, slopes = spatial_taps(theta / step, extent)
             self._taps.append((weights, slopes))
-            stride = math.prod(voxels.box_shape[number + 1 :])
             uploaded = upload_float32(self.device, weights)
             self._axes.append(
                 {"stride": stride, "extent": extent, "taps": uploaded, "radius": len(weights) - 1}

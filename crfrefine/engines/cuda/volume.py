@@ -52,10 +52,8 @@ class MassSums:
     def _products(self, rows: Any, others: Any) -> Float64:
         """Return the sums of `Products` of (label, voxel) rows and others; None means ones."""
         sums = Sums(self._voxels.device)
-        num_others = 1 if others is None else len(others)
-        products = Products(sums, len(rows), num_others, self._voxels.num_voxels)
-        products.add(rows, others, self.part)
-        return sums.device.download(sums.add_up()).reshape(len(rows), num_others)
+        Products(sums, rows, others, self.part).add()
+        return sums.device.download(sums.add_up()).reshape(len(rows), -1)
 
     def counts(self, logits: Any) -> Float64:
         """Return the voxels where each label has the largest of (label, *grid) logits, (L,)."""

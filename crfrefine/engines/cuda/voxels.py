@@ -59,7 +59,7 @@ class Voxels:
         self.axes = axes
         self.grid_shape = grid_shape = image.shape[1:]
         self.grid_size = math.prod(grid_shape)
-        self.strides = [math.prod(grid_shape[axis:]) for axis in range(1, len(grid_shape) + 1)]
+        self.strides = strides_of(grid_shape)
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
         else:
@@ -108,11 +108,8 @@ class Voxels:
 
         These are stride and extent in the grid, first coordinate, and number of the feature.
         """
-        layout = []
-        for axis, source in enumerate(self.source_axis):
-            extent = self.grid_shape[source]
-            layout.append((self.strides[source], extent, self.first[axis], self.feature[axis]))
-        return self.device.upload(np.array(layout, dtype=np.int64))
+        of_grid = np.take([self.strides, self.grid_shape], self.source_axis, axis=1)
+        return self.device.upload(np.stack([*of_grid, self.first, self.feature], axis=1))
 
     @cached_property
     def ones(self) -> Any:
@@ -127,10 +124,14 @@ class Voxels:
         """
         if self.places is None:
             return None
+        return self.numbers_at(self.places, self.box_size)
+
+    def numbers_at(self, places: Any, size: int) -> Any:
+        """Return so many int32 numbers on the device: each voxel's at its place, elsewhere -1."""
         xp = self.device.xp
-        number = xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.places] = xp.arange(self.num_voxels, dtype=np.int32)
-        return number
+        numbers = xp.full(size, -1, dtype=np.int32)
+        numbers[places] = xp.arange(self.num_voxels, dtype=np.int32)
+        return numbers
 
     @cached_property
     def places(self) -> Any:
@@ -167,6 +168,11 @@ class Voxels:
     def scatter(self, values: Any, grids: Any) -> None:
         """Put (channel, voxel) values at their places in (channel, *grid) ones."""
         grids.reshape(len(values), -1)[:, self.grid_index] = values
+
+
+def strides_of(shape: Sequence[int]) -> list[int]:
+    """Return the places of an array of that shape from one along each axis to the next."""
+    return [math.prod(shape[axis:]) for axis in range(1, len(shape) + 1)]
 
 
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
@@ -221,19 +227,14 @@ class BilateralInput:
         lowest, highest = [ends[:num_modalities] for ends in voxels.intensity_ranges]
         spans = np.subtract(highest, lowest, dtype=np.float64) / self.theta_intensity
         axes = zip(self.theta_position, voxels.box_shape, voxels.spacing, strict=True)
-        narrow: list[str] = []
         for theta, extent, step in axes:
             if extent * step / theta > MAX_SPAN:
                 span = f"the volume's extent, {extent} voxels {step:g} apart"
-                narrow.append(f"theta_alpha {theta:g} is less than a millionth of {span}")
-        for number, theta in enumerate(self.theta_intensity):
+                _refuse_narrow(f"theta_alpha {theta:g}", span)
+        for number, theta in enumerate(theta_intensity):
             if spans[number] > MAX_SPAN:
                 bandwidth = f"theta_beta {theta:g} of modality {number}"
-                narrow.append(f"{bandwidth} is less than a millionth of its range of intensities")
-        if narrow:
-            raise CapacityError(
-                f"{narrow[0]}; use a larger bandwidth, and check spacing and intensities"
-            )
+                _refuse_narrow(bandwidth, "its range of intensities")
         steps = np.divide(voxels.spacing, self.theta_position)
         position_spans = np.empty(voxels.num_axes)
         position_spans[voxels.feature] = np.subtract(voxels.box_shape, 1) * steps
@@ -260,3 +261,10 @@ class BilateralInput:
             step=device.upload(steps),
             features=self.features,
         )
+
+
+def _refuse_narrow(bandwidth: str, span: str) -> None:
+    raise CapacityError(
+        f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check "
+        "spacing and intensities"
+    )
