@@ -109,9 +109,8 @@ class TorchKernels:
             if box[axis].stop - box[axis].start > 1 or axis == len(box) - 1:
                 self._axes.append(axis)
         with _limits(context.threads, device), torch.no_grad():
-            self.built, texts = self._build(*self._features(), context.progress)
-        named = zip(spec.names, texts, strict=True)
-        self.filters = tuple(f"{name}: {text}" for name, text in named)
+            self.built, filters = self._build(*self._features(), context.progress)
+        self.filters = tuple(filters)
         self._seconds = time.perf_counter() - started
 
     def run(
@@ -211,8 +210,9 @@ class TorchKernels:
         if name == "auto":
             name = exact_or_lattice(self.num_voxels)
         kernels = []
-        texts = []
-        for number, (kernel, theta) in enumerate(zip(self.spec.kernels, thetas, strict=True)):
+        filters = []
+        named = zip(self.spec.names, self.spec.kernels, thetas, strict=True)
+        for number, (kernel_name, kernel, theta) in enumerate(named):
             if progress is not None:
                 progress("build", number, len(thetas))
             text = "exact"
@@ -231,8 +231,8 @@ class TorchKernels:
                 else:
                     plain = dense_filter(features)
             kernels.append(normalized(plain, intensities, self.spec.normalization))
-            texts.append(text)
-        return kernels, texts
+            filters.append(f"{kernel_name}: {text}")
+        return kernels, filters
 
     def _features(self) -> tuple[list[Tensor], Tensor]:
         """Return the bandwidths of each kernel, and the image."""
