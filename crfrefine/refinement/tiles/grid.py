@@ -65,13 +65,17 @@ class TileGrid:
         """Return the grid of some of the planes, which begin with a tile."""
         return TileGrid((planes.stop - planes.start, *self.shape[1:]))
 
+    @cached_property
+    def numbers(self) -> TileNumbers:
+        """(*tiles), the flat number of each tile."""
+        return np.arange(self.num_tiles).reshape(self.counts)
+
     def cut(self, box: Box, values: Array) -> tuple[TileNumbers, Array]:
         """Return the numbers of the tiles of a box, ascending, and the values in each.
 
         The values are (*box), of whole tiles, and become (n, voxels of a tile).
         """
-        numbers = np.arange(self.num_tiles).reshape(self.counts)
-        tiles = numbers[tiles_around(box)].ravel()
+        tiles = self.numbers[tiles_around(box)].ravel()
         return tiles, TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
 
     def tiles_in(self, planes: slice) -> slice:
@@ -104,12 +108,20 @@ class TileGrid:
 
     def scatter(self, tiles: TileNumbers, values: Float32) -> Float32:
         """Return (*grid) with values of some tiles, as `gather` has them, and NaN elsewhere."""
-        shape = (self.num_tiles, *TILE)
-        padded = np.full(shape, np.nan, np.float32)
-        padded[tiles] = values.reshape(-1, *TILE)
-        by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        whole_tiles = by_axis.reshape(np.multiply(self.counts, TILE).tolist())
-        return np.ascontiguousarray(whole_tiles[whole_box(self.shape)])
+        by_tile = np.full((self.num_tiles, *TILE), np.nan, np.float32)
+        by_tile[tiles] = values.reshape(-1, *TILE)
+        return np.ascontiguousarray(self.joined(by_tile))
+
+    def joined(self, by_tile: Array) -> Array:
+        """Return (z, y, n) from the values of all tiles, (tiles, planes, rows, values of a row).
+
+        Tiles of one value in each row give n = tiles along the last axis; those of whole rows give
+        the grid.
+        """
+        shape_of_tile = by_tile.shape[1:]
+        by_axis = by_tile.reshape(*self.counts, *shape_of_tile).transpose(0, 3, 1, 4, 2, 5)
+        whole_tiles = by_axis.reshape(np.multiply(self.counts, shape_of_tile).tolist())
+        return whole_tiles[whole_box(self.shape)]
 
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
@@ -215,11 +227,8 @@ class LabelSets:
         It may take part in some of them only; others may lie beyond the grid.
         """
         tiles, entries = self.entries[label]
-        if not len(tiles):
-            return np.zeros(0, np.int64), np.zeros(0, np.intp)
-        nearest = np.searchsorted(tiles, searched).clip(max=len(tiles) - 1)
-        places = np.flatnonzero(tiles[nearest] == searched)
-        return entries[nearest[places]], places
+        places = np.flatnonzero(np.isin(searched, tiles))
+        return entries[np.searchsorted(tiles, searched[places])], places
 
     def voxels_inside(self, mask: Bool | None) -> Bool:
         """Return which voxels of active tiles count, (active tiles, voxels of a tile).

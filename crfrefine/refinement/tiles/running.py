@@ -129,18 +129,13 @@ def _messages(
 def rows_near(problem: TileProblem, is_open: NDArray[np.uint16]) -> Bool:
     """Return (*grid), True within twice the reach of a row of a tile with an open voxel."""
     grid = problem.grid
-    num_planes, num_rows, num_columns = grid.shape
-    reach = problem.reach
-    rows_of_tile = TILE[:2]
-    by_tile = np.zeros((grid.num_tiles, *rows_of_tile), np.bool_)
-    by_tile[problem.sets.tiles] = is_open.reshape(-1, *rows_of_tile) != 0
-    counts = grid.counts
-    by_axis = by_tile.reshape(*counts, *rows_of_tile).transpose(0, 3, 1, 4, 2)
-    rows = by_axis.reshape(-1, counts[1] * TILE[1], counts[2])
-    rows = rows[:num_planes, :num_rows]
-    near = dilated(rows, (2 * reach[0], 2 * reach[1], 0))
-    near = np.repeat(near, TILE[2], axis=-1)[..., :num_columns]
-    return np.ascontiguousarray(dilated(near, (0, 0, 2 * reach[2])))
+    along_z, along_y, along_x = problem.reach
+    shape_of_tile = (*TILE[:2], 1)  # one value for each row
+    by_tile = np.zeros((grid.num_tiles, *shape_of_tile), np.bool_)
+    by_tile[problem.sets.tiles] = is_open.reshape(-1, *shape_of_tile) != 0
+    near = dilated(grid.joined(by_tile), (2 * along_z, 2 * along_y, 0))
+    near = np.repeat(near, TILE[2], axis=-1)[..., : grid.shape[2]]
+    return np.ascontiguousarray(dilated(near, (0, 0, 2 * along_x)))
 
 
 # ---- Channels that labels share
@@ -177,20 +172,19 @@ def share_channels(
     # group should be in the same tiles. The last channel, which takes part in all groups, stays:
     # few tiles have it.
     active = domains[:, sets.tiles] > 0
-    tiles_of = [active[members].any(axis=0) for members in channels[:-1]]
-    left = list(range(len(tiles_of)))
+    last = channels.pop()
+    tiles_of = [active[members].any(axis=0) for members in channels]
     grouped: list[list[int]] = []
-    while left:
+    while channels:
         if len(grouped) % CHANNEL_GROUP == 0:  # A group begins.
             in_group = np.zeros(len(sets.tiles), np.bool_)
-        shared = [np.count_nonzero(in_group & tiles_of[number]) for number in left]
-        number = left.pop(int(np.argmax(shared)))
-        in_group |= tiles_of[number]
-        grouped.append(channels[number])
+        best = int(np.argmax([np.count_nonzero(in_group & tiles) for tiles in tiles_of]))
+        in_group |= tiles_of.pop(best)
+        grouped.append(channels.pop(best))
 
+    grouped.append(last)
     of_label = np.zeros(num_labels, np.int32)
-    for channel, members in enumerate(grouped + channels[-1:]):
+    for channel, members in enumerate(grouped):
         of_label[members] = channel
-    of_settled = of_label[sets.settled]
-    of_settled[sets.settled < 0] = -1
-    return len(channels), of_label[sets.labels], of_settled
+    of_settled = np.where(sets.settled < 0, np.int32(-1), of_label[sets.settled])
+    return len(grouped), of_label[sets.labels], of_settled
