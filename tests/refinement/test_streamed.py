@@ -329,6 +329,18 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
             )
 
 
+@pytest.mark.parametrize("num_rows", [3, 40])
+def test_a_grid_of_two_axes_comes_in_rows(num_rows):
+    """To the bit as in memory; large files come in pieces of some rows."""
+    case = make_case(5, (40, 75), 3, margin=30.0)
+    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated"})
+    expected = refine(case, parameters, parameters.mean_field.label_threshold)
+    found = Pieces(case, num_rows).refined(parameters)
+    np.testing.assert_array_equal(found.label_map.T, expected.label_map)
+    np.testing.assert_array_equal(found.network_label_map.T, expected.network_label_map)
+    assert found.energy == expected.energy
+
+
 @pytest.mark.parametrize(
     "bias",
     [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)],

@@ -22,6 +22,7 @@ from crfrefine.errors import CapacityError
 from crfrefine.refinement.given import CaseToRefine
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
+    MAX_DIMS,
     TILE,
     TILE_VOXELS,
     EntryNumbers,
@@ -39,31 +40,29 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, 
     and planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
     converted, exactly.
     """
-    num_planes, *plane_shape = grid.shape
     waiting: dict[int, Array] = {}
     for piece in read():
-        labels = range(piece.channels.start, piece.channels.stop)
-        for label, values in zip(labels, piece.values, strict=True):
-            planes = values.reshape(-1, *plane_shape)
+        # On a grid of two axes a piece has rows of the only plane.
+        axis = MAX_DIMS + 1 - piece.values.ndim
+        extent = grid.shape[axis]
+        together = TILE[0] if axis == 0 else extent
+        for label, values in enumerate(piece.values, piece.channels.start):
             first = piece.planes.start
-            if len(planes) != piece.planes.stop - first:
-                # A grid of two axes: the piece's planes are rows of the only plane.
-                first = 0
-            stop = first + len(planes)
+            planes = values
             if label in waiting:
                 held = waiting.pop(label)
                 planes = np.concatenate([held, planes])
                 first -= len(held)
             num_full = len(planes)
-            if stop != num_planes:
-                num_full = len(planes) // TILE[0] * TILE[0]
+            if first + num_full < extent:
+                num_full -= num_full % together
             if num_full < len(planes):
                 waiting[label] = planes[num_full:].copy()
             if num_full:
-                full = planes[:num_full]
+                full = planes[:num_full].reshape(-1, *grid.shape[1:])
                 if full.dtype not in (np.float32, np.float16):
                     full = full.astype(np.float32)
-                yield label, slice(first, first + num_full), np.ascontiguousarray(full)
+                yield label, slice(first, first + len(full)), np.ascontiguousarray(full)
 
 
 # Bytes of kept tiles at which it is first looked whether they all still matter.
