@@ -12,7 +12,7 @@ from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.arrays.softmax import take_logarithms
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Array, Bool, Float32, Integers
 from crfrefine.base.limits import available_threads
 from crfrefine.refinement.given import CaseToRefine
 from crfrefine.refinement.tiles.channels import BoxedChannels
@@ -33,6 +33,7 @@ class CoarseChannels(BoxedChannels):
     """A network's logits, kept in some tiles of its grid, and interpolated where asked for.
 
     Attributes:
+        bias: (L,) float32, that of each label.
         store: the channels in some tiles of the network's grid.
         ranges: (2, L, *network's tiles), the smallest and the largest logit of a label in a tile.
         padding: (*network's grid), True where all labels count as 0; None means nowhere.
@@ -64,45 +65,36 @@ class CoarseChannels(BoxedChannels):
         self.labels = survey.labels
         self.store.choose()
         self.num_bytes = self.store.num_bytes
-        self.ranges = survey.ranges
+        self.bias = np.asarray(survey.bias, np.float32)
+        self.ranges = self.store.ranges
         if survey.is_probability:
             take_logarithms(self.ranges)
 
-    @property
-    def bias(self) -> Float32:
-        """The bias of each label, (L,)."""
-        bias = self.mean_field.bias
-        if bias is None:
-            return np.zeros(self.mean_field.num_labels, np.float32)
-        return np.asarray(bias, np.float32)
-
     @cached_property
-    def windows(self) -> list[list[slice]]:
-        """Along each axis, the samples that each tile of the image depends on."""
+    def windows(self) -> list[Integers]:
+        """Along each axis, (tiles, 2), the samples from one to another that each tile depends on.
+
+        They end before they begin, at 0, for tiles of the image outside the network's grid.
+        """
         windows = []
         interpolation = self.interpolation
         inside_along = interpolation.grid_map.inside_along
         for inside, (samples, _), tile in zip(inside_along, interpolation.taps, TILE, strict=True):
-            of_axis = []
-            for start in range(0, len(inside), tile):
-                part = slice(start, start + tile)
-                window = slice(0, 0)
-                if inside[part].any():
-                    window = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
-                of_axis.append(window)
-            windows.append(of_axis)
+            starts = np.arange(0, len(inside), tile)
+            first = np.minimum.reduceat(samples[0], starts)
+            end = np.maximum.reduceat(samples[-1], starts) + 1
+            end *= np.logical_or.reduceat(inside, starts)
+            windows.append(np.stack([first, end], axis=1))
         return windows
 
     @cached_property
-    def tile_windows(self) -> list[list[slice]]:
+    def tile_windows(self) -> list[Integers]:
         """The tiles of the network's grid that hold the samples of `windows`."""
         tile_windows = []
-        for source_axis, of_axis in zip(self.interpolation.axes, self.windows, strict=True):
+        for source_axis, window in zip(self.interpolation.axes, self.windows, strict=True):
             tile = TILE[source_axis]
-            of_tiles = []
-            for window in of_axis:
-                of_tiles.append(slice(window.start // tile, -(-window.stop // tile)))
-            tile_windows.append(of_tiles)
+            first, end = window.T
+            tile_windows.append(np.stack([first // tile, -(-end // tile)], axis=1))
         return tile_windows
 
     @cached_property
@@ -115,7 +107,7 @@ class CoarseChannels(BoxedChannels):
 
     def largest_in(
         self,
-        windows: list[list[slice]],
+        windows: list[Integers],
         values: Array,
         initial: float,
         start: Sequence[int] = (0, 0, 0),
@@ -127,11 +119,9 @@ class CoarseChannels(BoxedChannels):
         """
         largest = values.transpose(self.interpolation.axes)
         for source_axis, of_axis in zip(self.interpolation.axes, windows, strict=True):
-            first = start[source_axis]
             rows = []
-            for window in of_axis:
-                part = largest[max(0, window.start - first) : max(0, window.stop - first)]
-                rows.append(part.max(axis=0, initial=initial))
+            for first, end in (of_axis - start[source_axis]).clip(0):
+                rows.append(largest[first:end].max(axis=0, initial=initial))
             # The next axis comes first; after three axes the order is the first one.
             largest = np.moveaxis(np.stack(rows), 0, -1)
         return largest
@@ -143,8 +133,8 @@ class CoarseChannels(BoxedChannels):
         for source_axis, of_axis in zip(axes, self.tile_windows, strict=True):
             count = self.store.grid.counts[source_axis]
             around = np.zeros((count, *needed.shape[1:]), np.bool_)
-            for tiles, window in zip(needed, of_axis, strict=True):
-                around[window] |= tiles
+            for tiles, (first, end) in zip(needed, of_axis, strict=True):
+                around[first:end] |= tiles
             # The next axis comes first; after three axes that of the labels does.
             needed = np.moveaxis(around, 0, -1)
         order = 1 + np.argsort(axes)
@@ -163,15 +153,12 @@ class CoarseChannels(BoxedChannels):
         tile_box = tiles_around(box)
         around = grid.voxels_in(tile_box)
         part = TileGrid([along.stop - along.start for along in around])
-        first = np.array([[along.start] for along in tile_box])
-        places = np.stack(np.unravel_index(tiles, grid.counts)) - first
-        is_around = (places >= 0) & (places < np.array(part.counts)[:, None])
-        chosen = np.flatnonzero(is_around.all(axis=0))
+        _, in_part, chosen = np.intersect1d(
+            grid.numbers[tile_box], tiles, assume_unique=True, return_indices=True
+        )
         kept = values[chosen].astype(np.float32)
         if store.is_probability:
             take_logarithms(kept)
-
-        in_part = np.ravel_multi_index(tuple(places[:, chosen]), part.counts)
         scattered = part.scatter(in_part, kept)
         logits = np.ascontiguousarray(scattered[relative(box, around)])
         np.copyto(logits, missing, where=np.isnan(logits))

@@ -29,6 +29,7 @@ from crfrefine.refinement.tiles.grid import (
     TileGrid,
     TileNumbers,
     num_rings,
+    tile_layers,
 )
 from crfrefine.refinement.tiles.survey import Survey, Thresholds
 
@@ -93,27 +94,33 @@ class StoredChannels(ChannelSource):
         self._rings = num_rings(reach)
         self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in survey.margins]
-        self._max_bytes = math.inf
-        if context.num_bytes is not None:
-            self._max_bytes = context.num_bytes // SHARE_OF_CANDIDATES
-        self._next_look = min(FIRST_LOOK, self._max_bytes)
+        # (2, L, *tiles), the smallest and the largest value of a channel in a tile, if channels are
+        # interpolated
+        self.ranges = np.empty((2, *survey.margins.shape), np.float32)
+        self._limit = math.inf if context.num_bytes is None else context.num_bytes
+        self._next_look = FIRST_LOOK
         self._has_room = True
 
     def add(self, label: int, planes: slice, values: Array) -> None:
         """Keep the tiles of planes, just surveyed, where their label may matter so far."""
+        if self._stream.interpolation is not None:
+            part = self.grid.with_planes(planes)
+            of_label = self.ranges[:, label, tile_layers(planes)]
+            of_label[0] = part.reduced(np.minimum, values, np.float32)
+            of_label[1] = part.reduced(np.maximum, values, np.float32)
         if not self._has_room:
             return
         self._keep(label, *self._tiles_of(label, planes, values))
         self._context.take(self.num_bytes)
-        if self.num_bytes <= self._next_look:
+        max_bytes = self._limit / SHARE_OF_CANDIDATES
+        if self.num_bytes <= min(self._next_look, max_bytes):
             return
         for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
             tiles, kept = self.joined(earlier)
             # Tiles that stay are marked once more beside all labels.
             self._retain(earlier, self._survey.mark(earlier, kept, tiles, exact_above=math.inf))
-        next_look = max(2 * self.num_bytes, FIRST_LOOK)
-        self._next_look = min(next_look, self._max_bytes)
-        if 2 * self.num_bytes > self._max_bytes:
+        self._next_look = max(2 * self.num_bytes, FIRST_LOOK)
+        if 2 * self.num_bytes > max_bytes:
             self._has_room = False
             self.num_bytes = 0
             for parts in self._parts:
@@ -130,20 +137,18 @@ class StoredChannels(ChannelSource):
         if self._has_room:
             for label in range(survey.num_labels):
                 tiles, values = self.joined(label)
-                self._retain(label, survey.mark(label, values, tiles))
-                self._forget_far_tiles(label)
+                survey.mark(label, values, tiles)
+                self._forget_tiles(label)
             del self._survey
             return
 
-        max_bytes = math.inf
-        if self._context.num_bytes is not None:  # Pieces on their way need the rest.
-            max_bytes = max(0, self._context.num_bytes - FIRST_LOOK)
+        max_bytes = max(0, self._limit - FIRST_LOOK)  # Pieces on their way need the rest.
         for label, planes, of_planes in read_bricks(self._stream.read, self.grid):
             tiles, values = self._tiles_of(label, planes, of_planes)
             chosen = survey.mark(label, values, tiles)
             self._keep(label, tiles[chosen], values[chosen])
             if planes.stop == self.grid.shape[0]:
-                self._forget_far_tiles(label)
+                self._forget_tiles(label)
             self._context.take(self.num_bytes)
             if self.num_bytes > max_bytes:
                 raise CapacityError(
@@ -177,8 +182,8 @@ class StoredChannels(ChannelSource):
         gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
         return inner + self.grid.tiles_in(planes).start, gathered
 
-    def _forget_far_tiles(self, label: int) -> None:
-        """Forget a label's tiles that are too far from those where it is present."""
+    def _forget_tiles(self, label: int) -> None:
+        """Forget tiles where a label does not matter, or far from those where it is present."""
         survey = self._survey
         near = dilated(survey.present[label], self._rings) & survey.may_matter[label]
         tiles, _ = self.joined(label)
@@ -264,7 +269,6 @@ def survey_stream(
             mask,
             thresholds,
             context.threads,
-            has_ranges=stream.interpolation is not None,
         )
         look = Look(survey.is_equal)
         store = StoredChannels(stream, survey, context, reach)

@@ -14,7 +14,7 @@ import numpy as np
 from crfrefine.arrays.padding import padding_among
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
-from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers, tile_layers
+from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
 class Thresholds(NamedTuple):
@@ -45,6 +45,7 @@ class Survey:
     Channels are added in the order of their labels.
 
     Attributes:
+        bias: (L,), what is added to each label's logits.
         is_probability: whether channels are probabilities, whose logarithm is taken.
         log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
         best: (*grid) float32, the largest logit.
@@ -54,8 +55,6 @@ class Survey:
             a bias.
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability
             in a tile, inside the mask.
-        ranges: (2, L, *tiles) float32, the smallest and the largest value of a channel in a tile;
-            no label without `has_ranges`.
         present: (L, *tiles), where labels were marked as present.
         may_matter: (L, *tiles), where labels were marked as such that may matter.
     """
@@ -67,8 +66,6 @@ class Survey:
         mask: Bool | None,
         thresholds: Thresholds,
         threads: int | None,
-        *,
-        has_ranges: bool = False,
     ) -> None:
         """Start with no channel.
 
@@ -82,7 +79,7 @@ class Survey:
         self.num_labels = len(mean_field.compatibility)
         self.temperature = mean_field.temperature
         bias = mean_field.bias
-        self._bias = np.zeros(self.num_labels) if bias is None else bias
+        self.bias = np.zeros(self.num_labels) if bias is None else bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
@@ -92,8 +89,6 @@ class Survey:
             self.largest = np.empty(grid.shape, np.float32)
         shape_of_margins = (self.num_labels, *grid.counts)
         self.margins = np.full(shape_of_margins, -np.inf, np.float32)
-        num_ranges = self.num_labels if has_ranges else 0
-        self.ranges = np.empty((2, num_ranges, *grid.counts), np.float32)
         self.present = np.zeros(shape_of_margins, np.bool_)
         self.may_matter = np.zeros(shape_of_margins, np.bool_)
         # Lowest `log_sum` of each tile; None means that channels were added since it was found.
@@ -110,18 +105,10 @@ class Survey:
         results = (self.log_sum, self.best, self.labels, self.is_equal, largest)
         settings = self._settings(label)
         self._engine.survey(values, first_plane, label, *settings, *results, self.margins[label])
-        if self.ranges.size:
-            planes = slice(first_plane, first_plane + len(values))
-            part = self.grid.with_planes(planes)
-            layers = tile_layers(planes)
-            for of_label, ufunc in zip(
-                self.ranges[:, label], (np.minimum, np.maximum), strict=True
-            ):
-                of_label[layers] = part.reduced(ufunc, values, np.float32)
 
     def _settings(self, label: int) -> tuple[Any, ...]:
         """Return how the engine reads a label's channel: arguments of its functions."""
-        bias = float(self._bias[label])
+        bias = float(self.bias[label])
         return self.is_probability, bias, 1.0 / self.temperature, self.mask
 
     def padding(self) -> Bool | None:
