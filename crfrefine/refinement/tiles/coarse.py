@@ -137,15 +137,14 @@ def _interpolated(
         largest_sums[layer].flat[sets.tiles] = largest.sum(axis=1, dtype=float, where=inside)
 
         # The logarithm of the largest probability of each entry, beside the others of its tile.
-        tile_of_entry = np.repeat(np.arange(len(starts)), np.diff(sets.first_entry))
-        logits = (logits - largest[tile_of_entry]) / temperature
+        logits = (logits - largest[sets.tile_of_entry]) / temperature
         log_sums = np.log(np.add.reduceat(np.exp(logits), starts, axis=0))
         log_sums[~inside] = np.inf
-        margins = (logits - log_sums[tile_of_entry]).max(axis=1)
-        for label, (tiles, entries) in enumerate(sets.entries):
-            of_label = margins[entries]
-            present[label, layer].flat[tiles] = of_label > thresholds.present[label]
-            may_matter[label, layer].flat[tiles] = of_label > thresholds.may_matter
+        margins = (logits - log_sums[sets.tile_of_entry]).max(axis=1)
+        where = (sets.labels, layer, sets.tiles[sets.tile_of_entry])
+        by_layer = (len(present), len(grid.layers), -1)
+        present.reshape(by_layer)[where] = margins > thresholds.present[sets.labels]
+        may_matter.reshape(by_layer)[where] = margins > thresholds.may_matter
 
     jobs = [partial(fill, *numbered) for numbered in enumerate(grid.layers)]
     run_all(jobs, source.threads)

@@ -209,6 +209,11 @@ class LabelSets:
         return labels
 
     @cached_property
+    def tile_of_entry(self) -> NDArray[np.int64]:
+        """(entries), the number of each entry's tile among the active ones."""
+        return np.repeat(np.arange(len(self.tiles)), np.diff(self.first_entry))
+
+    @cached_property
     def entries(self) -> list[tuple[TileNumbers, EntryNumbers]]:
         """For each label, the active tiles where it takes part, and its entries there."""
         next_entry = self.first_entry[:-1].copy()

@@ -79,14 +79,10 @@ def plan_array(
     source = DenseChannels(channels, is_probability=prepared.is_probability)
     grid = source.grid
     image = prepared.image
-    mask = None
-    if image.mask is not None:
-        box: Box = ()
-        if mask_box is not None and prepared.box is None:
-            box = mask_box
-        inside = image.mask[box]
-        image = replace(image, values=image.values[(slice(None), *box)], mask=inside)
-        mask = grid.mask(inside)
+    if mask_box is not None and prepared.box is None and image.mask is not None:
+        values = image.values[(slice(None), *mask_box)]
+        image = replace(image, values=values, mask=image.mask[mask_box])
+    mask = grid.mask(image.mask)
     can_sample = len(source.values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
     if can_sample and not is_interpolated and _is_crowded(source, mask, case):
         return

@@ -11,8 +11,8 @@ import numpy as np
 
 from crfrefine.arrays.intensity import IntensityMap
 from crfrefine.arrays.label_maps import Box
-from crfrefine.base.array_types import Bool, Float32, Shape
-from crfrefine.engines.base import GridImage, first_inside
+from crfrefine.base.array_types import Array, Bool, Float32, Shape
+from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
@@ -48,7 +48,7 @@ class TileProblem:
     largest_slab: int | None = None
     is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
     edits: Edits | None = None  # the strokes' changes of the logits
-    first_plane: int = 0  # of a slab, the number of its first plane
+    first_tile: int = 0  # of a slab, the number of its first tile
 
     @property
     def grid(self) -> TileGrid:
@@ -77,45 +77,43 @@ class TileProblem:
 
     def logits(self, threads: int | None) -> Float32:
         """Return the logits of the labels that take part in tiles, (entries, voxels of a tile)."""
-        planes = slice(self.first_plane, self.first_plane + self.grid.shape[0])
-        first_tile = self.source.grid.tiles_in(planes).start
-        logits = self.source.of_entries(self.sets, threads, first_tile)
+        logits = self.source.of_entries(self.sets, threads, self.first_tile)
         if self.edits is not None:
-            self.edits.apply_to_tiles(logits, self.sets, self.source.grid, first_tile)
+            self.edits.apply_to_tiles(logits, self.sets, self.source.grid, self.first_tile)
         return logits
 
     def normalized(self, box: Box = ()) -> Float32:
         """Return the normalized image in a box of three axes, (M, *box) float32, C-contiguous."""
         values = self.image.values
         by_axis = values.reshape(-1, *self.grid.shape)
-        part = by_axis[(slice(None), *box)]
+        return self._normalize(by_axis[(slice(None), *box)])
+
+    def _normalize(self, values: Array) -> Float32:
+        """Return intensities of the image, (M, ...), normalized, C-contiguous."""
         if self.maps is None:
-            return np.ascontiguousarray(part)
-        result = np.empty(part.shape, np.float32)
-        for source, target, mapped in zip(part, result, self.maps, strict=True):
+            return np.ascontiguousarray(values)
+        result = np.empty(values.shape, np.float32)
+        for source, target, mapped in zip(values, result, self.maps, strict=True):
             mapped.apply(source, target)
         return result
 
-    def with_origin(self) -> TileProblem:
-        """Return the problem with the origin of features that engines would take by themselves."""
-        lowest = np.full(len(self.image.values), np.inf)
-        for planes in self.grid.layers:
-            values = self.normalized((planes,))
-            where = True if self.mask is None else self.mask[planes]
-            of_planes = values.min(axis=(1, 2, 3), where=where, initial=np.inf)
-            lowest = np.minimum(lowest, of_planes)
-
-        position = first_inside(self.image.mask, self.image.values.shape[1:])
-        origin = (position, tuple(lowest.tolist()))
-        return replace(self, image=replace(self.image, origin=origin))
+    @cached_property
+    def origin(self) -> FeatureOrigin:
+        """The origin of features that engines would take by themselves for the whole volume."""
+        values = self.image.values
+        mask = self.image.mask
+        where = True if mask is None else mask
+        # The map of a modality keeps the order of intensities.
+        lowest = [of_one.min(where=where, initial=of_one.max()) for of_one in values]
+        normalized = self._normalize(np.array(lowest)[:, None])
+        return first_inside(mask, values.shape[1:]), tuple(normalized.ravel().tolist())
 
     def in_slab(self, planes: slice) -> TileProblem:
         """Return the problem of some planes, which begin and end with a tile, or with the grid.
 
-        The problem has the origin of `with_origin`; the slab's image is normalized.
+        Its image is normalized, and has the origin of the whole.
         """
-        assert self.image.origin is not None
-        (first, *others), lowest = self.image.origin
+        (first, *others), lowest = self.origin
         mask = None if self.mask is None else self.mask[planes]
         values = self.normalized((planes,))
         origin = ((first - planes.start, *others), lowest)
@@ -128,5 +126,5 @@ class TileProblem:
             may_matter=self.may_matter[:, layers],
             image=replace(self.image, values=values, mask=mask, origin=origin),
             maps=None,
-            first_plane=planes.start,
+            first_tile=self.grid.tiles_in(planes).start,
         )

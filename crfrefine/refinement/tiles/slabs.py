@@ -61,8 +61,9 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
             return sets, refined
 
         exceeding = np.zeros_like(sets.domains)
-        for label, (tiles, entries) in enumerate(sets.entries):
-            exceeding[label].flat[tiles[exceeds[entries] != 0]] = True
+        does_exceed = exceeds != 0
+        tiles = sets.tiles[sets.tile_of_entry[does_exceed]]
+        exceeding.reshape(len(exceeding), -1)[sets.labels[does_exceed], tiles] = True
         del refined  # The next run needs its memory.
         repeats += 1
         if repeats >= MAX_REPEATS:
@@ -82,7 +83,7 @@ def run_slabs(
     # energy.
     mean_field = replace(problem.spec.mean_field, tolerance=0.0)
     spec = replace(problem.spec, mean_field=mean_field)
-    problem = replace(problem, spec=spec).with_origin()
+    problem = replace(problem, spec=spec)
     sets = problem.sets
     logits = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
     exceeds = np.zeros(sets.num_entries, np.uint8)
