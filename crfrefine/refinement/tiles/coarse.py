@@ -98,7 +98,7 @@ def _best_of(
         best[~covered[planes]] = np.inf
         (lowest[layer],) = part.reduced(np.minimum, best, np.float32)
 
-    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.layers)]
+    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.slabs())]
     run_all(jobs, source.threads)
     return lowest, sums
 
@@ -142,10 +142,10 @@ def _interpolated(
         log_sums[~inside] = np.inf
         margins = (logits - log_sums[sets.tile_of_entry]).max(axis=1)
         where = (sets.labels, layer, sets.tiles[sets.tile_of_entry])
-        by_layer = (len(present), len(grid.layers), -1)
+        by_layer = (len(present), grid.counts[0], -1)
         present.reshape(by_layer)[where] = margins > thresholds.present[sets.labels]
         may_matter.reshape(by_layer)[where] = margins > thresholds.may_matter
 
-    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.layers)]
+    jobs = [partial(fill, *numbered) for numbered in enumerate(grid.slabs())]
     run_all(jobs, source.threads)
     return labels

@@ -84,12 +84,12 @@ class TileGrid:
         tiles_of_layer = self.counts[1] * self.counts[2]
         return slice(layers.start * tiles_of_layer, layers.stop * tiles_of_layer)
 
-    @property
-    def layers(self) -> list[slice]:
-        """The planes of each layer of tiles."""
+    def slabs(self, num_layers: int = 1) -> list[slice]:
+        """Return the planes of each slab of so many layers of tiles; the last may have fewer."""
         num_planes = self.shape[0]
-        starts = range(0, num_planes, TILE[0])
-        return [slice(start, min(start + TILE[0], num_planes)) for start in starts]
+        height = num_layers * TILE[0]
+        starts = range(0, num_planes, height)
+        return [slice(start, min(start + height, num_planes)) for start in starts]
 
     def voxels_in(self, tile_box: Box) -> Box:
         """Return the voxels of a box of tiles."""
@@ -106,9 +106,9 @@ class TileGrid:
             values = values.take(tile_of_voxel, axis=axis)
         return values
 
-    def scatter(self, tiles: TileNumbers, values: Float32) -> Float32:
-        """Return (*grid) with values of some tiles, as `gather` has them, and NaN elsewhere."""
-        by_tile = np.full((self.num_tiles, *TILE), np.nan, np.float32)
+    def scatter(self, tiles: TileNumbers, values: Float32, elsewhere: float = np.nan) -> Float32:
+        """Return (*grid) with values of some tiles, as `gather` has them, and a value elsewhere."""
+        by_tile = np.full((self.num_tiles, *TILE), elsewhere, np.float32)
         by_tile[tiles] = values.reshape(-1, *TILE)
         return np.ascontiguousarray(self.joined(by_tile))
 
@@ -131,7 +131,7 @@ class TileGrid:
         Voxels where `where` is False count as 0.
         """
         reduced = np.empty(self.counts, dtype)
-        for layer, planes in enumerate(self.layers):
+        for layer, planes in enumerate(self.slabs()):
             part = values[planes]
             if where is not None:
                 part = np.where(where[planes], part, values.dtype.type(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -27,6 +26,7 @@ from crfrefine.refinement.tiles.survey import Thresholds
 # Nats by which a label may fall from a voxel of the network to the next before channels are read
 # once more: interpolation needs a label's logits at all neighbors of where it may matter.
 MARGIN = 32.0
+FIRST_CORNER = (slice(0, 0),) * 3
 
 
 class CoarseChannels(BoxedChannels):
@@ -110,17 +110,17 @@ class CoarseChannels(BoxedChannels):
         windows: list[Integers],
         values: Array,
         initial: float,
-        start: Sequence[int] = (0, 0, 0),
+        box: Box = FIRST_CORNER,
     ) -> Array:
         """Return the largest value of the window of each tile of the image, (*tiles).
 
-        The values lie on the network's grid from `start` on, or are those of its tiles. In windows
-        without one it is `initial`.
+        The values lie on the network's grid from the start of a box on, or are those of its tiles.
+        In windows without one it is `initial`.
         """
         largest = values.transpose(self.interpolation.axes)
         for source_axis, of_axis in zip(self.interpolation.axes, windows, strict=True):
             rows = []
-            for first, end in (of_axis - start[source_axis]).clip(0):
+            for first, end in (of_axis - box[source_axis].start).clip(0):
                 rows.append(largest[first:end].max(axis=0, initial=initial))
             # The next axis comes first; after three axes the order is the first one.
             largest = np.moveaxis(np.stack(rows), 0, -1)
@@ -159,9 +159,8 @@ class CoarseChannels(BoxedChannels):
         kept = values[chosen].astype(np.float32)
         if store.is_probability:
             take_logarithms(kept)
-        scattered = part.scatter(in_part, kept)
+        scattered = part.scatter(in_part, kept, missing)
         logits = np.ascontiguousarray(scattered[relative(box, around)])
-        np.copyto(logits, missing, where=np.isnan(logits))
         if self.padding is not None:
             logits[self.padding[box]] = 0.0
         return logits
@@ -174,7 +173,7 @@ class CoarseChannels(BoxedChannels):
 
         has_scores = (~self.padding).astype(np.float32)
         linear = Interpolation(self.interpolation.grid_map, self.interpolation.nearest)
-        for planes in self.grid.layers:
+        for planes in self.grid.slabs():
             box = (planes, slice(None), slice(None))
             covered[planes] &= linear.of_box(has_scores.__getitem__, box) > 0
         return covered
@@ -195,15 +194,14 @@ class CoarseChannels(BoxedChannels):
         for label, box in enumerate(boxes):
             if box is not None:
                 is_label = coarse_labels[box] == label
-                start = [along.start for along in box]
-                likeliest[label] = self.largest_in(self.windows, is_label, False, start)
+                likeliest[label] = self.largest_in(self.windows, is_label, False, box)
         return likeliest
 
     @cached_property
-    def _next_to_padding(self) -> Bool | None:
-        """(*tiles), True where a tile depends on padding; None without padding."""
+    def _next_to_padding(self) -> Bool:
+        """(*tiles), True where a tile depends on padding."""
         if self.padding is None:
-            return None
+            return np.zeros(self.grid.counts, np.bool_)
         return self.largest_in(self.windows, self.padding, False)
 
     def highest(self, label: int) -> Float32:
@@ -218,14 +216,12 @@ class CoarseChannels(BoxedChannels):
         if tile_box is not None:
             box = self.store.grid.voxels_in(tile_box)
             logits = self.coarse(label, box, missing=-np.inf)
-            start = [along.start for along in box]
-            of_kept = self.largest_in(self.windows, logits, -np.inf, start)
+            of_kept = self.largest_in(self.windows, logits, -np.inf, box)
             np.maximum(highest, of_kept, out=highest)
-        if self._next_to_padding is not None:  # Padding counts as 0.
-            np.maximum(highest, 0.0, out=highest, where=self._next_to_padding)
+        # Padding counts as 0.
+        np.maximum(highest, 0.0, out=highest, where=self._next_to_padding)
         if self.overshoot > 0.0:
             deepest = -self.largest_in(self.tile_windows, -smallest, -np.inf)
-            if self._next_to_padding is not None:
-                np.minimum(deepest, 0.0, out=deepest, where=self._next_to_padding)
+            np.minimum(deepest, 0.0, out=deepest, where=self._next_to_padding)
             highest += self.overshoot * np.maximum(highest - deepest, 0.0)
         return highest

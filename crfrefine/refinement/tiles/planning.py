@@ -117,8 +117,7 @@ def _survey(source: DenseChannels, mask: Bool | None, case: CaseToRefine) -> Sur
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > case.thresholds.may_matter)
-        if len(tiles):
-            survey.mark(label, source.values[label], tiles)
+        survey.mark(label, tiles, source.values[label])
     return survey
 
 
@@ -367,9 +366,8 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
     pairs = count_pairs(problem) * len(sets.tiles) * TILE_VOXELS
     everywhere = math.ceil(channels / CHANNEL_GROUP) * num_voxels
     on_tiles = _filtered_tiles(problem) * TILE_VOXELS
-    fewest_filtered = min(on_tiles, everywhere)
-    are_few_pairs = name == "truncated" or pairs <= PAIRS_OF_FILTERS * fewest_filtered
-    if pairs < math.inf and are_few_pairs:
+    most_pairs = PAIRS_OF_FILTERS * min(on_tiles, everywhere)
+    if pairs < math.inf and (name == "truncated" or pairs <= most_pairs):
         return True
     if name == "grid":
         # A grid filters only the rows of uncertain voxels. Besides the steps the work is the

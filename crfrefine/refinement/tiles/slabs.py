@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.label_maps import grown, relative
 from crfrefine.base.limits import case_too_large
 from crfrefine.engines.base import (
     MeanFieldReport,
@@ -100,8 +101,7 @@ def run_slabs(
         refined, exceeds_in_part = run_tiles(part, of_slab)
 
         target = sets.entries_in(slab)
-        first = planes.start
-        source = part.sets.entries_in(slice(slab.start - first, slab.stop - first))
+        source = part.sets.entries_in(*relative((slab,), (planes,)))
         logits[target] = refined.logits[source]
         exceeds[target] = exceeds_in_part[source]
         filters = filters or refined.report.filters
@@ -155,6 +155,7 @@ def plan_slabs(
     """
     needed = 0
     grid = problem.grid
+    num_planes, *plane_shape = grid.shape
     # In each step messages, and their normalizations, come from within the reach; in small slabs
     # messages of two steps must cross: those from farther away changed no label of a CT.
     num_crossed = problem.spec.mean_field.num_iterations
@@ -163,22 +164,19 @@ def plan_slabs(
     reach = (num_crossed + 1) * problem.reach[0]
     halo = math.ceil(reach / TILE[0]) * TILE[0]
     largest_slab = problem.largest_slab or math.inf
-    num_planes = grid.shape[0]
-    num_layers = grid.counts[0]
-    for count in range(1, num_layers + 1):
-        height = math.ceil(num_layers / count) * TILE[0]  # The last slab may be lower.
+    for count in range(1, grid.counts[0] + 1):
+        num_layers = math.ceil(grid.counts[0] / count)
         slabs = []
-        for start in range(0, num_planes, height):
-            stop = min(start + height, num_planes)
-            with_halo = slice(max(0, start - halo), min(stop + halo, num_planes))
-            slabs.append((slice(start, stop), with_halo))
+        for slab in grid.slabs(num_layers):
+            (with_halo,) = grown((slab,), (halo,), (num_planes,))
+            slabs.append((slab, with_halo))
         needed = max(slab_bytes(problem, planes) for _, planes in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += problem.sets.num_entries * TILE_VOXELS * BYTES_OF_RESULT
         fits = num_bytes is None or needed <= num_bytes
         most_planes = max(planes.stop - planes.start for _, planes in slabs)
-        are_small = most_planes * math.prod(grid.shape[1:]) <= largest_slab
+        are_small = most_planes * math.prod(plane_shape) <= largest_slab
         # In slabs as low as their halos, the planes beside them take as long.
-        if fits and (are_small or height <= 2 * halo):
+        if fits and (are_small or num_layers * TILE[0] <= 2 * halo):
             return slabs, needed
     raise case_too_large(needed, num_bytes or 0, f", even in slabs of {TILE[0]} planes")

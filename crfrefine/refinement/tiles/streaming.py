@@ -116,9 +116,9 @@ class StoredChannels(ChannelSource):
         if self.num_bytes <= min(self._next_look, max_bytes):
             return
         for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
-            tiles, kept = self.joined(earlier)
             # Tiles that stay are marked once more beside all labels.
-            self._retain(earlier, self._survey.mark(earlier, kept, tiles, exact_above=math.inf))
+            matters = self._survey.mark(earlier, *self.joined(earlier), exact_above=math.inf)
+            self._retain(earlier, matters)
         self._next_look = max(2 * self.num_bytes, FIRST_LOOK)
         if 2 * self.num_bytes > max_bytes:
             self._has_room = False
@@ -136,8 +136,7 @@ class StoredChannels(ChannelSource):
         self.is_probability = survey.is_probability
         if self._has_room:
             for label in range(survey.num_labels):
-                tiles, values = self.joined(label)
-                survey.mark(label, values, tiles)
+                survey.mark(label, *self.joined(label))
                 self._forget_tiles(label)
             del self._survey
             return
@@ -145,7 +144,7 @@ class StoredChannels(ChannelSource):
         max_bytes = max(0, self._limit - FIRST_LOOK)  # Pieces on their way need the rest.
         for label, planes, of_planes in read_bricks(self._stream.read, self.grid):
             tiles, values = self._tiles_of(label, planes, of_planes)
-            chosen = survey.mark(label, values, tiles)
+            chosen = survey.mark(label, tiles, values)
             self._keep(label, tiles[chosen], values[chosen])
             if planes.stop == self.grid.shape[0]:
                 self._forget_tiles(label)
@@ -162,22 +161,21 @@ class StoredChannels(ChannelSource):
     def _tiles_of(self, label: int, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
         """Return the tiles of planes where their label mattered when it was surveyed."""
         survey = self._survey
-        margins = survey.margins[label].reshape(-1)[self.grid.tiles_in(planes)]
+        margins = survey.margins[label, tile_layers(planes)]
         matters = margins > survey.thresholds.may_matter
         if self._stream.interpolation is not None:
             # Where a label takes part is then known before the survey ends.
-            present = margins > survey.thresholds.present[label]
-            near = dilated(present.reshape(-1, *self.grid.counts[1:]), self._rings)
+            near = dilated(margins > survey.thresholds.present[label], self._rings)
             num_layers = self._rings[0]
             if planes.start > 0:  # Tiles of the planes before and behind them may be near.
                 near[:num_layers] = True
             if planes.stop < self.grid.shape[0]:
                 near[-num_layers:] = True
-            matters &= near.reshape(-1)
+            matters &= near
         return self._gathered(matters, planes, values)
 
     def _gathered(self, chosen: Bool, planes: slice, values: Array) -> tuple[TileNumbers, Array]:
-        """Return the chosen tiles of planes, (n,) True or False, and their values."""
+        """Return the chosen tiles of planes, (*tiles) True or False, and their values."""
         inner = np.flatnonzero(chosen)
         gathered = TileGrid(values.shape).gather(values, inner, self._context.threads)
         return inner + self.grid.tiles_in(planes).start, gathered
@@ -214,7 +212,7 @@ class StoredChannels(ChannelSource):
         if not missing.any():
             return
         for label, planes, values in read_bricks(self._stream.read, self.grid):
-            is_missing = missing[label].reshape(-1)[self.grid.tiles_in(planes)]
+            is_missing = missing[label, tile_layers(planes)]
             self._keep(label, *self._gathered(is_missing, planes, values))
 
     def fill_entries(

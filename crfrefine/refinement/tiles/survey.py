@@ -145,7 +145,7 @@ class Survey:
         return float(np.mean(doubt > smallest))
 
     def mark(
-        self, label: int, values: Array, tiles: TileNumbers, *, exact_above: float | None = None
+        self, label: int, tiles: TileNumbers, values: Array, *, exact_above: float | None = None
     ) -> Bool:
         """Mark in which of some tiles a label is present or may matter; return (n,), the latter.
 
