@@ -10,7 +10,7 @@ declared. docs/reference/math.md, section 10, says why that is allowed. Its word
   it may matter within as many *rings* of one where it is present as messages reach.
 - An *active* tile has several labels, each of them an *entry*: a row of the arrays (entries, voxels
   of a tile). A tile with one label is *settled*, and so is a voxel of an active tile where all
-  labels but one stay below `TileProblem.settled_below`. Other voxels are *open*.
+  labels but one stay below `Thresholds.may_matter`. Other voxels are *open*.
 
 A `ChannelSource` has the network's logits (`channels`; `streaming` keeps parts of files,
 `interpolated` those of a coarser grid). `planning` surveys them, with `coarse` on a coarser grid,

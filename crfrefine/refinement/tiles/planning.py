@@ -18,21 +18,18 @@ from crfrefine.arrays.label_maps import (
     CONFIDENCE,
     Box,
     count_inside,
-    dilated,
     share_reach,
 )
 from crfrefine.arrays.network import StreamedNetwork
 from crfrefine.arrays.padding import leave_out
 from crfrefine.base.array_types import Bool, Labels
-from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
+from crfrefine.base.numerics import CHANNEL_GROUP
 from crfrefine.engines.choices import (
     CROWDED,
     MAX_CROWDED_LABELS,
-    MAX_DIRECT_REACH,
     MAX_PAIRS,
     MIN_LAYERS,
     PAIRS_OF_FILTERS,
-    PAIRS_OF_LARGE_FILTERS,
     ROWS_OF_UNCERTAIN,
     SAMPLED_LAYERS,
     WORTH_CHANNELS,
@@ -50,7 +47,6 @@ from crfrefine.refinement.tiles.grid import (
     LabelSets,
     TileGrid,
     label_sets,
-    num_rings,
 )
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.survey import Survey, Thresholds
@@ -258,7 +254,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
     if mean_field.bias is not None:
         # Tiles with several labels, or none, have the number -1.
         logits += np.append(mean_field.bias, 0.0)[problem.sets.settled] / mean_field.temperature
-    if count_pairs(problem) <= MAX_PAIRS:
+    if problem.num_pairs <= MAX_PAIRS:
         problem = replace(problem, is_direct=True)
     elif sigma is not None and spec.kernels.filter == "auto":
         # Few voxels of active tiles are open, which a filter of the whole volume uses better.
@@ -277,7 +273,7 @@ def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: CaseToR
 
 
 def settled_bound(spec: ModelSpec) -> float:
-    """Return `TileProblem.settled_below` of a label map: only labels that take part exceed it.
+    """Return `Thresholds.may_matter` of a label map: only labels that take part exceed it.
 
     It is minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
     """
@@ -294,53 +290,6 @@ def settled_bound(spec: ModelSpec) -> float:
 
 
 # ---- Whether tiles save work, and with which sums of messages
-
-# Kinds of kernels that tiles have sums for; others are filtered as on a whole volume.
-DIRECT_KINDS = frozenset({"bilateral", "spatial"})
-BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
-
-
-def count_pairs(problem: TileProblem) -> float:
-    """Return how many voxels a direct sum visits for one voxel: those in its kernels' windows.
-
-    0 if direct sums are asked for, infinite if they are impossible. The spatial kernel's sums are
-    separable and count as nothing.
-    """
-    kernels = problem.spec.kernels
-    if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
-        return math.inf
-    if any(kernel.kind not in DIRECT_KINDS for kernel in kernels.kernels):
-        return math.inf
-    if kernels.filter == "truncated":
-        return 0.0
-    voxel = math.prod(kernels.distances(problem.image.spacing))
-    windows = 0.0
-    for kernel in kernels.bilateral:
-        reach = [TRUNCATION_RADIUS * theta for theta in kernel.theta_position]
-        windows += math.prod(reach)
-    return BALL * windows / voxel
-
-
-def sums_are_direct(problem: TileProblem) -> bool:
-    """Return whether each voxel's window is summed directly.
-
-    It is if that is asked for, or less work than a filter of all voxels around.
-    """
-    work = PAIRS_OF_LARGE_FILTERS * _filtered_tiles(problem)
-    return count_pairs(problem) * len(problem.sets.tiles) <= work
-
-
-def _num_tiles_around(problem: TileProblem) -> int:
-    """Return the number of tiles that messages of active ones reach."""
-    around = dilated(problem.sets.active, num_rings(problem.reach))
-    return int(np.count_nonzero(around))
-
-
-def _filtered_tiles(problem: TileProblem) -> int:
-    """Return the tiles around the active ones that filters take, once for each channel group."""
-    most_labels = int(problem.sets.num_labels_of.max())
-    num_groups = math.ceil(most_labels / CHANNEL_GROUP)
-    return _num_tiles_around(problem) * num_groups
 
 
 def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> bool | None:
@@ -363,9 +312,9 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
     if name == "exact":
         return None  # So small that it does not matter.
 
-    pairs = count_pairs(problem) * len(sets.tiles) * TILE_VOXELS
+    pairs = problem.num_pairs * len(sets.tiles) * TILE_VOXELS
     everywhere = math.ceil(channels / CHANNEL_GROUP) * num_voxels
-    on_tiles = _filtered_tiles(problem) * TILE_VOXELS
+    on_tiles = problem.num_filtered_tiles * TILE_VOXELS
     most_pairs = PAIRS_OF_FILTERS * min(on_tiles, everywhere)
     if pairs < math.inf and (name == "truncated" or pairs <= most_pairs):
         return True
@@ -375,8 +324,8 @@ def choose_tiles(problem: TileProblem, threads: int | None, survey: Survey) -> b
         # label included.
         steps = kernels.num_iterations * channels
         most_labels = int(sets.num_labels_of.max())
-        around = _num_tiles_around(problem) * TILE_VOXELS * (1 + most_labels)
-        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.thresholds.may_matter))
+        around = problem.num_tiles_around * TILE_VOXELS * (1 + most_labels)
+        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share())
         if around + num_voxels * steps * share < WORTH_ROWS * num_voxels * (2 + steps):
             return False
     if on_tiles < WORTH_CHANNELS * everywhere:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,21 +11,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.arrays.intensity import IntensityMap
-from crfrefine.arrays.label_maps import Box
+from crfrefine.arrays.label_maps import Box, dilated
 from crfrefine.base.array_types import Array, Bool, Float32, Shape
+from crfrefine.base.numerics import CHANNEL_GROUP, TRUNCATION_RADIUS
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
+from crfrefine.engines.choices import MAX_DIRECT_REACH
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.channels import ChannelSource
 from crfrefine.refinement.tiles.grid import (
     LabelSets,
     TileGrid,
     label_sets,
+    num_rings,
     tile_layers,
 )
 from crfrefine.refinement.tiles.survey import Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.refinement.edits import Edits
+
+
+# Kinds of kernels that tiles have sums for; others are filtered as on a whole volume.
+DIRECT_KINDS = frozenset({"bilateral", "spatial"})
+BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +78,40 @@ class TileProblem:
     def reach(self) -> Shape:
         """Voxels along each axis after which every kernel ends, or the grid."""
         return self.spec.kernels.reach(self.image.spacing, self.grid.shape)
+
+    @property
+    def num_pairs(self) -> float:
+        """Voxels that a direct sum visits for one voxel: those in its kernels' windows.
+
+        0 if direct sums are asked for, infinite if they are impossible. The spatial kernel's sums
+        are separable and count as nothing.
+        """
+        kernels = self.spec.kernels
+        if max(self.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
+            return math.inf
+        if any(kernel.kind not in DIRECT_KINDS for kernel in kernels.kernels):
+            return math.inf
+        if kernels.filter == "truncated":
+            return 0.0
+        voxel = math.prod(kernels.distances(self.image.spacing))
+        windows = 0.0
+        for kernel in kernels.bilateral:
+            reach = [TRUNCATION_RADIUS * theta for theta in kernel.theta_position]
+            windows += math.prod(reach)
+        return BALL * windows / voxel
+
+    @cached_property
+    def num_tiles_around(self) -> int:
+        """Tiles that messages of active ones reach."""
+        around = dilated(self.sets.active, num_rings(self.reach))
+        return int(np.count_nonzero(around))
+
+    @property
+    def num_filtered_tiles(self) -> int:
+        """Tiles around the active ones that filters take, once for each channel group."""
+        most_labels = int(self.sets.num_labels_of.max())
+        num_groups = math.ceil(most_labels / CHANNEL_GROUP)
+        return self.num_tiles_around * num_groups
 
     def with_presence(self, present: Bool, may_matter: Bool) -> TileProblem:
         """Return the problem with labels present in other tiles, (L, *tiles) each."""

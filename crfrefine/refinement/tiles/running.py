@@ -53,9 +53,9 @@ def run_tiles(
 
     # (active tiles, rows), a bit for each voxel, or filtered row, that is not settled
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
-    is_direct = bool(problem.is_direct)
+    are_filtered = not problem.is_direct
     engine.open_voxels(
-        logits, mean_field.temperature, problem.thresholds.may_matter, not is_direct, is_open
+        logits, mean_field.temperature, problem.thresholds.may_matter, are_filtered, is_open
     )
     started = time.perf_counter()
     image = problem.normalized()

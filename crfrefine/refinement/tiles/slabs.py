@@ -17,9 +17,9 @@ from crfrefine.engines.base import (
     RunContext,
     of_part,
 )
+from crfrefine.engines.choices import PAIRS_OF_LARGE_FILTERS
 from crfrefine.errors import ConfigError
 from crfrefine.refinement.tiles.grid import TILE, TILE_VOXELS, LabelSets, tile_layers
-from crfrefine.refinement.tiles.planning import sums_are_direct
 from crfrefine.refinement.tiles.problem import TileProblem
 from crfrefine.refinement.tiles.running import run_tiles
 
@@ -49,7 +49,10 @@ def solve(problem: TileProblem, context: RunContext) -> tuple[LabelSets, MeanFie
             return sets, MeanFieldResult(nothing, MeanFieldReport(0, True, ()))
         problem.source.ensure(sets.domains & sets.active)
         if problem.is_direct is None:
-            problem = replace(problem, is_direct=sums_are_direct(problem))
+            # Direct if that is asked for, or less work than a filter of all voxels around.
+            work = PAIRS_OF_LARGE_FILTERS * problem.num_filtered_tiles
+            is_direct = problem.num_pairs * len(sets.tiles) <= work
+            problem = replace(problem, is_direct=is_direct)
         held = problem.source.num_bytes
         num_bytes = None if context.num_bytes is None else context.num_bytes - held
         slabs, needed = plan_slabs(problem, num_bytes)
@@ -128,16 +131,13 @@ def slab_bytes(problem: TileProblem, planes: slice) -> int:
     """Return an estimate of the memory of a run on some planes."""
     num_modalities = len(problem.image.values)
     sets = problem.sets
-    layers = tile_layers(planes)
-    active = sets.active[layers]
     voxels = (planes.stop - planes.start) * math.prod(problem.grid.shape[1:])
-    num_labels_of = sets.num_labels_of[layers]
-    entries = int(num_labels_of[active].sum())
-    total = entries * TILE_VOXELS * BYTES_PER_ENTRY
+    entries = sets.entries_in(planes)
+    total = int(entries.stop - entries.start) * TILE_VOXELS * BYTES_PER_ENTRY
     if problem.maps is not None:  # The normalized image.
         total += 4 * num_modalities * voxels
     if problem.is_direct:
-        near = int(np.count_nonzero(active)) * TILE_VOXELS
+        near = int(np.count_nonzero(sets.active[tile_layers(planes)])) * TILE_VOXELS
         num_kernels = len(problem.spec.kernels.kernels)
         num_copied = min(3 * near, voxels)
         return total + num_copied * 4 * num_kernels

@@ -128,10 +128,10 @@ class Survey:
         sums = self.grid.reduced(np.add, self.largest, np.float64, self.mask)
         return sums / self.temperature
 
-    def uncertain_share(self, log_probability: float) -> float:
+    def uncertain_share(self) -> float:
         """Return about what share of the voxels inside the mask are uncertain.
 
-        Those are the voxels where the labels beside the likeliest together exceed a probability.
+        Those are the voxels where the labels beside the likeliest together may matter.
         """
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
@@ -141,7 +141,7 @@ class Survey:
             doubt = doubt[self.mask[planes]]
         if not doubt.size:
             return 1.0
-        smallest = max(math.exp(log_probability), MIN_DOUBT)
+        smallest = max(math.exp(self.thresholds.may_matter), MIN_DOUBT)
         return float(np.mean(doubt > smallest))
 
     def mark(
