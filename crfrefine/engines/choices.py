@@ -9,7 +9,7 @@ The choices, and their places:
   (docs/reference/math.md, section 5.3).
 - The same in tensor operations, and the method of points: `exact_or_lattice`.
 - Whether labels are left out on tiles, and whether the tiles' sums are direct: `plan_array`,
-  `choose_tiles`, `sums_are_direct` and `plan_label_map` (refinement/tiles/planning.py).
+  `choose_tiles` and `plan_label_map` (refinement/tiles/planning.py), `solve` (slabs.py there).
 
 How far apart the filters' results are is in docs/reference/accuracy.md.
 """
