@@ -125,7 +125,7 @@ def _interpolated(
 
     def fill(layer: int, planes: slice) -> None:
         part = grid.with_planes(planes)
-        sets = LabelSets(part, possible.domains[:, layer : layer + 1])
+        sets = LabelSets(part, np.ascontiguousarray(possible.domains[:, layer : layer + 1]))
         if not sets.num_entries:
             return
         logits = source.of_entries(sets, 1, grid.tiles_in(planes).start)
