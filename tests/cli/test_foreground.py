@@ -267,7 +267,7 @@ def test_streamed_channels_without_a_background_are_as_with_one(
         return survey(*arguments, **more)
 
     monkeypatch.setattr("crfrefine.refinement.tiles.streaming.survey_stream", count)
-    monkeypatch.setattr("crfrefine.refinement.tiles.interpolated.survey_stream", count)
+    monkeypatch.setattr("crfrefine.refinement.tiles.coarse.survey_stream", count)
     set_streaming(monkeypatch)
     found = outputs(image, without, *model, *options)
     assert_same(found, outputs(image, whole, *model))

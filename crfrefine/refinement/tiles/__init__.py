@@ -13,7 +13,7 @@ declared. docs/reference/math.md, section 10, says why that is allowed. Its word
   labels but one stay below `Thresholds.may_matter`. Other voxels are *open*.
 
 A `ChannelSource` has the network's logits (`channels`; `streaming` keeps parts of files,
-`interpolated` those of a coarser grid). `planning` surveys them, with `coarse` on a coarser grid,
-makes a `TileProblem`, and compares its work with that of all labels everywhere; `slabs.solve` runs
-it, by `running.run_tiles` for a slab or the whole.
+`coarse` interpolates those of a coarser grid). `planning` surveys them, makes a `TileProblem`, and
+compares its work with that of all labels everywhere; `slabs.solve` runs it, by `running.run_tiles`
+for a slab or the whole.
 """
