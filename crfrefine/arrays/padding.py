@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import Box, bounding_box
-from crfrefine.arrays.probabilities import BLOCK_VOXELS
+from crfrefine.arrays.probabilities import are_equal, plane_blocks
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.notes import NoteKind, Notes
 from crfrefine.base.numerics import MIN_PROBABILITY
@@ -53,18 +53,10 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
     other constant says something, unlike in a softmax: probabilities of 0 in all channels are
     certain background.
     """
-    ties: Bool = np.ones(channels.shape[1:], np.bool_)
-    num_blocks = 1 + ties.size // BLOCK_VOXELS
-    blocks = np.array_split(channels, num_blocks, axis=1)
-    for block, same in zip(blocks, np.array_split(ties, num_blocks), strict=True):
-        first, *others = block
-        if are_regions:
-            others.insert(0, first)
-            first = np.float32(0.0)
-        for channel in others:  # Later channels are read if the first ones agree.
-            same &= channel == first
-            if not same.any():
-                break
+    ties: Bool = np.empty(channels.shape[1:], np.bool_)
+    for planes in plane_blocks(channels):
+        block = channels[:, planes]
+        ties[planes] = ~block.any(axis=0) if are_regions else are_equal(block)
     return ties if ties.any() else None
 
 

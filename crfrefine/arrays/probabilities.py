@@ -73,6 +73,17 @@ def plane_blocks(values: Array) -> Iterator[slice]:
         yield slice(start, start + num_planes)
 
 
+def are_equal(channels: Array) -> Bool:
+    """Return (*grid), True where all channels, (L, *grid), have exactly the same value."""
+    first, *others = channels
+    is_equal: Bool = np.ones(first.shape, np.bool_)
+    for channel in others:  # Later channels are read if the first ones agree.
+        is_equal &= channel == first
+        if not is_equal.any():
+            break
+    return is_equal
+
+
 class Look:
     """The facts that tell logits from probabilities.
 
@@ -258,12 +269,7 @@ def look_at(values: Array) -> Look:
     look = Look(np.zeros(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
         block = values[:, planes]
-        same = look.is_equal[planes]
-        same[...] = True
-        for channel in block[1:]:  # Later channels are read if the first ones agree.
-            same &= channel == block[0]
-            if not same.any():
-                break
+        look.is_equal[planes] = are_equal(block)
         for label, channel in enumerate(block):
             look.add(label, channel, planes)
         # All labels of these planes are known now.

@@ -17,6 +17,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.axes import Axes
 from crfrefine.engines.results import label_map
 from crfrefine.refinement.tiles.grid import MAX_DIMS
+from crfrefine.refinement.tiles.survey import Thresholds, find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.arrays.components import Cleaned
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.specs import ModelSpec
     from crfrefine.refinement.tiles.problem import TileProblem
-    from crfrefine.refinement.tiles.survey import Thresholds
 
 
 class CaseToRefine(NamedTuple):
@@ -40,7 +40,6 @@ class CaseToRefine(NamedTuple):
     image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
     parameters: CrfParameters  # of the labels that have channels
     model: ModelSpec  # of the labels, or of the regions
-    thresholds: Thresholds  # below which labels can be left out of tiles
     backend: Backend
     context: RunContext
     order: Axes  # that the axes of the network's output are stored in
@@ -54,6 +53,11 @@ class CaseToRefine(NamedTuple):
     def regions(self) -> RegionScheme | None:
         """The regions of the channels; None means that they are labels."""
         return self.network.regions
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Those below which labels can be left out of tiles."""
+        return find_thresholds(self.parameters.mean_field.label_threshold, self.model)
 
     @property
     def is_label_map(self) -> bool:

@@ -38,7 +38,6 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.given import CaseToRefine
-from crfrefine.refinement.tiles.survey import find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.arrays.strokes import Strokes
@@ -108,7 +107,6 @@ def open_case(
         grid_image,
         parameters,
         model,
-        find_thresholds(parameters.mean_field.label_threshold, model),
         backend,
         context,
         order,

@@ -90,7 +90,7 @@ def plan_array(
     reach = spec.kernels.reach(image.spacing, grid.shape)
     presence = (survey.present, survey.may_matter)
     sets = label_sets(grid, *presence, reach)
-    problem = TileProblem(source, sets, *presence, image, spec, threshold, case.thresholds)
+    problem = TileProblem(source, sets, *presence, image, spec, threshold, survey.thresholds)
     if is_interpolated:
         problem = replace(problem, largest_slab=LARGEST_COARSE_SLAB)
     else:
@@ -112,7 +112,7 @@ def _survey(source: DenseChannels, mask: Bool | None, case: CaseToRefine) -> Sur
         survey.add(label, channel)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > case.thresholds.may_matter)
+        tiles = np.flatnonzero(margins > survey.thresholds.may_matter)
         survey.mark(label, tiles, source.values[label])
     return survey
 

@@ -103,14 +103,13 @@ class StoredChannels(ChannelSource):
 
     def add(self, label: int, planes: slice, values: Array) -> None:
         """Keep the tiles of planes, just surveyed, where their label may matter so far."""
+        if self._has_room:
+            self._keep(label, *self._tiles_of(label, planes, values))
         if self._stream.interpolation is not None:
             part = self.grid.with_planes(planes)
             of_label = self.ranges[:, label, tile_layers(planes)]
             of_label[0] = part.reduced(np.minimum, values, np.float32)
             of_label[1] = part.reduced(np.maximum, values, np.float32)
-        if not self._has_room:
-            return
-        self._keep(label, *self._tiles_of(label, planes, values))
         self._context.take(self.num_bytes)
         max_bytes = self._limit / SHARE_OF_CANDIDATES
         if self.num_bytes <= min(self._next_look, max_bytes):
