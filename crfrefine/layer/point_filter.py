@@ -98,7 +98,7 @@ class PointFilter:
     def with_graph_of(self, features: Tensor) -> PointFilter:
         """Return the same kernel, whose gradients go to other features (D, N).
 
-        Their values do not matter: they may have changed since the kernel was built.
+        Their finite values do not matter: they may have changed since the kernel was built.
         """
         same = copy(self)
         same._features = self._features + (features - features.detach())

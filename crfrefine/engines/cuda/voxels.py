@@ -109,7 +109,8 @@ class Voxels:
         These are stride and extent in the grid, first coordinate, and number of the feature.
         """
         of_grid = np.take([self.strides, self.grid_shape], self.source_axis, axis=1)
-        return self.device.upload(np.stack([*of_grid, self.first, self.feature], axis=1))
+        layout = np.stack([*of_grid, self.first, self.feature], axis=1, dtype=np.int64)
+        return self.device.upload(layout)
 
     @cached_property
     def ones(self) -> Any:

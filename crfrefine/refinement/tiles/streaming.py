@@ -41,29 +41,29 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, slice, 
     and planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
     converted, exactly.
     """
-    waiting: dict[int, Array] = {}
+    waiting: dict[int, list[Array]] = {}
     for piece in read():
         # On a grid of two axes a piece has rows of the only plane.
         axis = MAX_DIMS + 1 - piece.values.ndim
         extent = grid.shape[axis]
         together = TILE[0] if axis == 0 else extent
         for label, values in enumerate(piece.values, piece.channels.start):
-            first = piece.planes.start
-            planes = values
-            if label in waiting:
-                held = waiting.pop(label)
-                planes = np.concatenate([held, planes])
-                first -= len(held)
-            num_full = len(planes)
-            if first + num_full < extent:
+            held = waiting.pop(label, [])
+            first = piece.planes.start - sum(map(len, held))
+            num_planes = piece.planes.stop - first
+            num_full = num_planes
+            if piece.planes.stop < extent:
                 num_full -= num_full % together
-            if num_full < len(planes):
-                waiting[label] = planes[num_full:].copy()
-            if num_full:
-                full = planes[:num_full].reshape(-1, *grid.shape[1:])
-                if full.dtype not in (np.float32, np.float16):
-                    full = full.astype(np.float32)
-                yield label, slice(first, first + len(full)), np.ascontiguousarray(full)
+            if not num_full:
+                waiting[label] = [*held, values.copy()]
+                continue
+            planes = np.concatenate([*held, values]) if held else values
+            if num_full < num_planes:
+                waiting[label] = [planes[num_full:].copy()]
+            full = planes[:num_full].reshape(-1, *grid.shape[1:])
+            if full.dtype not in (np.float32, np.float16):
+                full = full.astype(np.float32)
+            yield label, slice(first, first + len(full)), np.ascontiguousarray(full)
 
 
 # Bytes of kept tiles at which it is first looked whether they all still matter.
@@ -94,9 +94,10 @@ class StoredChannels(ChannelSource):
         self._rings = num_rings(reach)
         self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in survey.margins]
-        # (2, L, *tiles), the smallest and the largest value of a channel in a tile, if channels are
-        # interpolated
-        self.ranges = np.empty((2, *survey.margins.shape), np.float32)
+        # (2, L, *tiles), the smallest and the largest value of a channel in a tile; L is 0 where
+        # channels are not interpolated.
+        num_ranges = 0 if stream.interpolation is None else survey.num_labels
+        self.ranges = np.empty((2, num_ranges, *self.grid.counts), np.float32)
         self._limit = math.inf if context.num_bytes is None else context.num_bytes
         self._next_look = FIRST_LOOK
         self._has_room = True
@@ -105,13 +106,13 @@ class StoredChannels(ChannelSource):
         """Keep the tiles of planes, just surveyed, where their label may matter so far."""
         if self._has_room:
             self._keep(label, *self._tiles_of(label, planes, values))
+            self._context.take(self.num_bytes)
         if self._stream.interpolation is not None:
             part = self.grid.with_planes(planes)
             of_label = self.ranges[:, label, tile_layers(planes)]
             of_label[0] = part.reduced(np.minimum, values, np.float32)
             of_label[1] = part.reduced(np.maximum, values, np.float32)
-        self._context.take(self.num_bytes)
-        max_bytes = self._limit / SHARE_OF_CANDIDATES
+        max_bytes = max(0.0, self._limit / SHARE_OF_CANDIDATES)
         if self.num_bytes <= min(self._next_look, max_bytes):
             return
         for earlier in range(label + 1):  # Beside later labels most tiles no longer matter.
