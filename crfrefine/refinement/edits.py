@@ -23,7 +23,8 @@ RULED_OUT = 20.0
 class Edits:
     """The changes that strokes make to the logits of a case, in storage order."""
 
-    strokes: Strokes  # those inside the mask, with the numbers of channels instead of labels
+    # Those inside the mask; unlike regions, channels of labels are named by their numbers.
+    strokes: Strokes
     # The change of the logits of a channel in a box of whole tiles, (*box); it is negative
     # outside of regions.
     rises: list[tuple[int, Box, Float32]]
