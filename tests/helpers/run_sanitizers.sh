@@ -59,7 +59,7 @@ fi
 fixed=
 if setarch -R true 2> "$site/log"; then fixed="setarch -R"; fi
 # The interpreter is not built with sanitizers, so their library comes first. What Python keeps to its end is no leak. A report goes to the
-# standard error, and the process ends with it: pytest must not hold that back, and has named the test before.
+# standard error, and the worker ends with it: pytest must not hold that back, and names the test.
 cd "$root"
 echo "tests under the sanitizer: $name"
 # shellcheck disable=SC2086
@@ -67,5 +67,5 @@ exec $fixed env "LD_PRELOAD=$(library $sanitizer) $(library libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
   "TSAN_OPTIONS=halt_on_error=1:exitcode=66:suppressions=$helpers/tsan_suppressions.txt" \
   "PYTHONPATH=$site" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 CRFREFINE_CPU_LEVEL=baseline \
-  "$bin/python" -m pytest -v --no-header --capture=sys -p no:cacheprovider -p no:xdist \
+  "$bin/python" -m pytest -v --no-header --capture=sys -p no:cacheprovider -n 2 \
   -m "not long" -k "($chosen) and not cuda and not torch" $files
