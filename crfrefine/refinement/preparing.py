@@ -105,15 +105,16 @@ def _prepare_label_map(network: LabelMapNetwork, case: CaseToRefine) -> Prepared
     network_spacing = model.kernels.network_spacing
     if network_spacing is not None:
         sigma = label_maps.share_sigma(network_spacing, case.image.spacing)
-    if not has_tiles:
-        logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
-        if takes_part_nearby and sigma is None:
-            reach = model.kernels.reach(case.image.spacing, numbers.shape)
-            for channel in logits:
-                near = label_maps.dilated(channel == CONFIDENCE, reach)
-                np.copyto(channel, ABSENT_LOGIT, where=~near)
-        return Prepared(logits, case.image, case.image.mask, labels=numbers)
-    return plan_label_map(numbers, sigma, case)
+    if has_tiles:
+        return plan_label_map(numbers, sigma, case)
+
+    logits = label_maps.label_logits(numbers, num_channels, sigma, network.absent)
+    if takes_part_nearby and sigma is None:
+        reach = model.kernels.reach(case.image.spacing, numbers.shape)
+        for channel in logits:
+            near = label_maps.dilated(channel == CONFIDENCE, reach)
+            np.copyto(channel, ABSENT_LOGIT, where=~near)
+    return Prepared(logits, case.image, case.image.mask, labels=numbers)
 
 
 def _plan_channels(prepared: Prepared, largest: float, case: CaseToRefine) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -264,7 +264,7 @@ class BilateralInput:
         )
 
 
-def _refuse_narrow(bandwidth: str, span: str) -> None:
+def _refuse_narrow(bandwidth: str, span: str) -> NoReturn:
     raise CapacityError(
         f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check "
         "spacing and intensities"
